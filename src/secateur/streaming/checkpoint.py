@@ -1,0 +1,228 @@
+"""A Hugging Face checkpoint on disk: safetensors shards, read one weight at a time."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from secateur import axes
+from secateur.errors import UserError
+from secateur.families import family_for
+from secateur.families.binding import Binding, bind
+from secateur.streaming.tensorfile import Entry, TensorFile
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+# What a hub download needs: never pickles, never other frameworks' weights.
+PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.py",
+    "LICENSE*",
+    "README.md",
+)
+SAMPLE = 1 << 16  # bytes read of each weight for the fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """`keys` maps a parameter's name to its file and its spelling there."""
+
+    directory: Path
+    binding: Binding
+    keys: Mapping[str, tuple[TensorFile, str]]
+    unused: tuple[str, ...]
+    """Tensors of the files that the model does not have, as `from_pretrained` would leave them out."""
+
+    @classmethod
+    def open(cls, directory: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> "Checkpoint":
+        """Check everything that can be checked without reading weights. `dtype`: of the computation; default the stored one."""
+        files = shards(directory)
+        config = read_config(directory, trust_remote_code=trust_remote_code)
+        found = {key: file for file in files for key in file.entries}
+        if missing_type := {str(f.entries[k].dtype) for k, f in found.items() if f.entries[k].dtype not in FLOATS} - _INTEGERS:
+            raise _quantised(directory, f"weights of type {', '.join(sorted(missing_type))}")
+        stored = dtype or _common_dtype(found)
+        binding = bind(config, dtype=stored, trust_remote_code=trust_remote_code)
+        keys, unused = _match(binding, found)
+        _check(directory, binding, keys)
+        return cls(directory=directory, binding=binding, keys=keys, unused=unused)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the configuration, every weight's name, type and shape, and the first bytes of every weight."""
+        digest = hashlib.sha256(json.dumps(self.binding.config.to_diff_dict(), sort_keys=True, default=str).encode())
+        for name, (file, key) in sorted(self.keys.items()):
+            entry = file.entries[key]
+            digest.update(f"{name} {entry.dtype} {entry.shape}".encode())
+            with file.path.open("rb", buffering=0) as raw:
+                for start in {entry.start, max(entry.start, entry.stop - SAMPLE)}:
+                    raw.seek(start)
+                    digest.update(raw.read(min(SAMPLE, entry.stop - start)))
+        return digest.hexdigest()
+
+    def entry(self, name: str) -> Entry:
+        file, key = self.keys[name]
+        return file.entries[key]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.entry(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        file, key = self.keys[name]
+        return file.read(key)
+
+    def read_rows(self, name: str, rows: Int[Tensor, " row"]) -> Shaped[Tensor, "row ..."]:
+        file, key = self.keys[name]
+        return file.read_rows(key, rows)
+
+    def origin(self, name: str) -> str:
+        file, key = self.keys[name]
+        return f"the weight {key!r} in {file.path}"
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.entry(n).stop - self.entry(n).start for n in self.keys)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(torch.Size(self.entry(n).shape).numel() for n in self.keys)
+
+
+_INTEGERS = {"torch.int64", "torch.bool", "torch.uint8"}  # of old mask buffers; a weight of such a type fails the later checks
+
+
+def locate(spec: str) -> Path:
+    """A directory given by path, or the local copy of a hub model, downloaded if need be."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{spec!r} is a file. Give the directory of a Hugging Face model (with config.json), or a hub id.")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
+        raise UserError(f"there is no directory {spec!r}. Give the directory of a Hugging Face model, or a hub id (org/name).")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(spec, allow_patterns=list(PATTERNS)))
+    except Exception as error:  # the hub raises a dozen kinds: not found, gated, offline, no network
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{spec!r} is not a directory here and could not be had from the hub: {type(error).__name__}: {reason} "
+            f"Check the name, log in with `hf auth login` if the model is gated, or give a local directory."
+        ) from error
+
+
+def read_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of an unquantised model of a supported family."""
+    from transformers import AutoConfig
+
+    path = directory / "config.json"
+    try:
+        body = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. A Hugging Face model directory has a config.json.") from error
+    if not isinstance(body, dict) or "model_type" not in body:
+        raise UserError(f"{path} has no `model_type`: it is not the configuration of a Hugging Face model.")
+    if "quantization_config" in body:
+        kind = body["quantization_config"].get("quant_method", "unknown")
+        raise _quantised(directory, f"a quantization_config ({kind})")
+    family_for(_Named(body["model_type"]))  # refuse early, before transformers' own message
+    if "auto_map" in body and not trust_remote_code:
+        raise UserError(
+            f"{directory} brings its own model code ({', '.join(body['auto_map'])}), which is not run unless you ask: "
+            f"read the code, then give --trust-remote-code. A model written by secateur loads with secateur.load."
+        )
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # strict configuration classes raise several kinds
+        raise UserError(f"{path} is not a valid {body['model_type']!r} configuration: {error}") from error
+
+
+def shards(directory: Path) -> list[TensorFile]:
+    """The weight files of a checkpoint, headers read and checked."""
+    index, single = directory / INDEX, directory / SINGLE
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index} is not a safetensors index: {type(error).__name__}: {error}.") from error
+        for name in names:
+            if not isinstance(name, str) or PurePath(name).name != name or name in ("", ".", ".."):
+                raise UserError(f"{index} points outside its directory: {name!r}. An index may only name files beside it.")
+            if not (directory / name).is_file():
+                raise UserError(f"the shard {directory / name}, named by {INDEX}, is missing. Download the checkpoint again.")
+        return [TensorFile.open(directory / name) for name in names]
+    if single.is_file():
+        return [TensorFile.open(single)]
+    if pickles := sorted(p.name for p in [*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]):
+        raise UserError(
+            f"{directory} holds its weights as pickles only ({pickles[0]}), which can run code when opened. Only safetensors "
+            f"are read: save the model with `save_pretrained`, or take a revision of it that has safetensors."
+        )
+    raise UserError(f"{directory} has neither {SINGLE} nor {INDEX}: no weights to prune.")
+
+
+class _Named:
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
+
+
+def _quantised(directory: Path, why: str) -> UserError:
+    return UserError(
+        f"{directory} is quantised: it has {why}. Pruning needs the weights in bf16, fp16, fp32 or fp64: prune the "
+        f"unquantised model, then quantise the result."
+    )
+
+
+def _common_dtype(found: Mapping[str, TensorFile]) -> torch.dtype:
+    """The type that most bytes of the weights have."""
+    total: dict[torch.dtype, int] = {}
+    for key, file in found.items():
+        entry = file.entries[key]
+        total[entry.dtype] = total.get(entry.dtype, 0) + entry.stop - entry.start
+    return max((d for d in total if d in FLOATS), key=lambda d: total[d], default=torch.float32)
+
+
+def _match(binding: Binding, found: Mapping[str, TensorFile]) -> tuple[dict[str, tuple[TensorFile, str]], tuple[str, ...]]:
+    """Map the files' spellings to parameter names as `from_pretrained` does: old names, and a missing base-model prefix."""
+    names = set(binding.names()) | ({binding.tied} if binding.tied else set())
+    prefix = str(getattr(binding.model, "base_model_prefix", ""))
+    keys: dict[str, tuple[TensorFile, str]] = {}
+    unused = []
+    for key, file in found.items():
+        renamed = binding.family.renames.get(key, key)
+        name = next((n for n in (renamed, f"{prefix}.{renamed}") if n in names), None)
+        if name is None:
+            unused.append(key)
+        else:
+            keys[name] = (file, key)
+    return keys, tuple(unused)
+
+
+def _check(directory: Path, binding: Binding, keys: Mapping[str, tuple[TensorFile, str]]) -> None:
+    for name in binding.names():
+        if name not in keys:
+            raise UserError(
+                f"the weight {name!r} is in no file of {directory}. The checkpoint is incomplete: download it again."
+            )
+        file, key = keys[name]
+        shape, expected = file.entries[key].shape, axes.shape(binding.spec(name), binding.sizes)
+        if shape != expected:
+            raise UserError(
+                f"the weight {key!r} in {file.path} has the shape {list(shape)}, and config.json says {list(expected)}. "
+                f"If secateur wrote this directory with unequal layers, load it with secateur.load; pruning it again needs the original."
+            )

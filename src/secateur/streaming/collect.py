@@ -1,0 +1,142 @@
+"""Statistics of the inputs of chosen modules, gathered by one forward walk and kept on disk layer by layer."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur import axes
+from secateur.families.binding import Binding
+from secateur.statistics import ACCUMULATORS, STATISTICS
+from secateur.streaming.hidden import HiddenStates, boundary
+from secateur.streaming.tensorfile import TensorFile, TensorWriter
+from secateur.streaming.walk import Observer, Walk
+
+Inputs = Literal["reader", "coupled"]
+# Module path -> kind of statistic ("moments", "gram") -> the statistic of its input.
+Seen = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which statistics of which modules' inputs are wanted: module path -> kinds. The same for every layer."""
+
+    kinds: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, binding: Binding, pruned: Iterable[str], kinds: Iterable[str], inputs: Inputs = "reader") -> "Request":
+        """`reader`: the modules that read a pruned axis. `coupled`: every matrix that mentions it."""
+        wanted = frozenset(kinds)
+        modules = {}
+        for axis in pruned:
+            for name, spec in binding.layer.items():
+                if len(spec.dims) == 2 and (spec.reads(axis) or (inputs == "coupled" and spec.mentions(axis))):
+                    modules[name.rpartition(".")[0]] = wanted
+        return cls(kinds=modules if wanted else {})
+
+    def __or__(self, other: "Request") -> "Request":
+        modules = {*self.kinds, *other.kinds}
+        return Request(kinds={m: self.kinds.get(m, frozenset()) | other.kinds.get(m, frozenset()) for m in sorted(modules)})
+
+    def channels(self, binding: Binding, module: str) -> int:
+        """Width of a module's input."""
+        spec = binding.layer[f"{module}.weight"]
+        return axes.shape(spec, binding.sizes)[min(spec.inputs)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """One file of statistics for each layer, which appears when the layer is finished: that is the journal of a walk."""
+
+    directory: Path
+
+    def path(self, layer: int) -> Path:
+        return self.directory / f"layer-{layer:03d}.safetensors"
+
+    def save(self, layer: int, seen: Seen) -> None:
+        tensors = {
+            f"{module}:{kind}:{name}": x
+            for module, kinds in seen.items() for kind, value in kinds.items() for name, x in value.to_tensors().items()
+        }  # fmt: skip
+        writer = TensorWriter(self.directory / "layer.partial", {k: (x.dtype, tuple(x.shape)) for k, x in tensors.items()})
+        for key, x in tensors.items():
+            writer.write(key, x.cpu())
+        writer.close()
+        os.replace(writer.path, self.path(layer))
+
+    def load(self, layer: int, *, modules: Iterable[str] | None = None) -> Seen:
+        file = TensorFile.open(self.path(layer))
+        chosen = None if modules is None else set(modules)
+        parts: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for key in file.entries:
+            module, kind, name = key.split(":")
+            if chosen is None or module in chosen:
+                parts.setdefault(module, {}).setdefault(kind, {})[name] = file.read(key)
+        return {m: {k: STATISTICS.get(k).from_tensors(t) for k, t in kinds.items()} for m, kinds in parts.items()}
+
+    def has(self, layer: int, request: Request) -> bool:
+        if not self.path(layer).is_file():
+            return False
+        present = {tuple(key.split(":")[:2]) for key in TensorFile.open(self.path(layer)).entries}
+        return all((module, kind) in present for module, kinds in request.kinds.items() for kind in kinds)
+
+    def finished(self, num_layers: int, request: Request) -> int:
+        """How many layers from the first on hold everything that is asked for."""
+        return next((i for i in range(num_layers) if not self.has(i, request)), num_layers)
+
+    def clear(self) -> None:
+        for path in [*self.directory.glob("layer-*.safetensors"), *self.directory.glob("hidden-*.safetensors")]:
+            path.unlink()
+
+
+def collect(
+    walk: Walk, ids: Int[Tensor, "block token"], request: Request, store: Store, *, spill: bool = False, resume: bool = False
+) -> Iterator[int]:
+    """Walk the layers whose statistics the store lacks; yields the number of each as it is stored.
+
+    With `resume` the walk goes on after the last finished layer of an interrupted one; else leftovers are thrown away.
+    """
+    num_layers = walk.binding.num_layers
+    first = store.finished(num_layers, request)
+    if first == num_layers:
+        return
+    if not (resume and first and boundary(store.directory, first).is_file()):
+        store.clear()
+        first = 0
+    shape = (*ids.shape, walk.binding.sizes["hidden"])
+    hidden = HiddenStates(shape, walk.dtype, directory=store.directory, spill=spill)  # type: ignore[arg-type]
+    if first:
+        hidden.restore(first)
+        walk.start(ids, None)
+    else:
+        walk.start(ids, hidden)
+    current: dict[str, dict[str, Any]] = {}
+
+    def watch(layer: int) -> dict[str, list[Observer]]:
+        current.clear()
+        for module, kinds in request.kinds.items():
+            width = request.channels(walk.binding, module)
+            current[module] = {kind: ACCUMULATORS.get(kind)(width, walk.device) for kind in sorted(kinds)}
+        return {module: [a.update for a in kinds.values()] for module, kinds in current.items()}
+
+    for layer in walk.layers(hidden, first=first, watch=watch):
+        store.save(layer, {m: {k: a.result() for k, a in kinds.items()} for m, kinds in current.items()})
+        current.clear()
+        hidden.forget(layer)
+        yield layer
+    hidden.forget(num_layers)
+
+
+def as_types(seen: Seen, module: str) -> dict[type, Any]:
+    """A module's statistics by their type, as criteria and compensations ask for them."""
+    return {type(value): value for value in seen.get(module, {}).values()}
+
+
+def memory_of(request: Request, binding: Binding) -> int:
+    """Bytes of one layer's statistics while they are gathered."""
+    per = {"moments": lambda n: 4 * 8 * n, "gram": lambda n: 8 * n * n}
+    return sum(per[k](request.channels(binding, m)) for m, kinds in request.kinds.items() for k in kinds)

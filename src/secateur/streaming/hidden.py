@@ -1,0 +1,85 @@
+"""The hidden states between two layers: in memory, or in a file; and on disk for a walk that may be resumed."""
+
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.streaming.tensorfile import TensorFile, TensorWriter
+
+
+class HiddenStates:
+    """[block, token, hidden] of the boundary before `layer`, replaced block by block while a layer runs.
+
+    With `directory`, `commit` leaves the boundary there as `hidden-NNN.safetensors`, and only the newest one. With `spill` the
+    blocks live in files alone, so that memory holds no more than the blocks in use.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, *, directory: Path | None = None, spill: bool = False
+    ) -> None:
+        assert directory is not None or not spill, "spilling needs a directory"
+        self.shape, self.dtype = shape, dtype
+        self._directory, self._spill = directory, spill
+        self._memory = None if spill else torch.empty(shape, dtype=dtype)
+        self._reader: TensorFile | None = None
+        self._writer: TensorWriter | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        blocks, tokens, hidden = self.shape
+        return blocks * tokens * hidden * self.dtype.itemsize
+
+    def get(self, start: int, stop: int) -> Float[Tensor, "block token hidden"]:
+        if self._memory is not None:
+            return self._memory[start:stop]
+        assert self._reader is not None
+        return torch.stack([self._reader.read(str(i)) for i in range(start, stop)])
+
+    def put(self, start: int, x: Float[Tensor, "block token hidden"]) -> None:
+        if self._memory is not None:
+            self._memory[start : start + len(x)] = x
+            return
+        if self._writer is None:
+            self._writer = self._begin()
+        for offset, block in enumerate(x.to("cpu", self.dtype)):
+            self._writer.write(str(start + offset), block)
+
+    def commit(self, layer: int) -> None:
+        """All blocks of the boundary before `layer` have been put."""
+        if self._directory is None:
+            return
+        if self._memory is not None:
+            self._writer = self._begin()
+            for i, block in enumerate(self._memory):
+                self._writer.write(str(i), block)
+        assert self._writer is not None
+        self._writer.close(sync=False)  # a lost boundary costs time, not truth
+        path = boundary(self._directory, layer)
+        os.replace(self._writer.path, path)
+        self._writer = None
+        self._reader = TensorFile.open(path)
+
+    def forget(self, layer: int) -> None:
+        """The boundary before `layer` is needed no more, not even for resuming."""
+        if self._directory is not None:
+            boundary(self._directory, layer).unlink(missing_ok=True)
+
+    def restore(self, layer: int) -> None:
+        """Go on from the boundary that an earlier walk left before `layer`."""
+        assert self._directory is not None
+        self._reader = TensorFile.open(boundary(self._directory, layer))
+        if self._memory is not None:
+            for i in range(self.shape[0]):
+                self._memory[i] = self._reader.read(str(i))
+
+    def _begin(self) -> TensorWriter:
+        assert self._directory is not None
+        layout = {str(i): (self.dtype, self.shape[1:]) for i in range(self.shape[0])}
+        return TensorWriter(self._directory / "hidden.partial", layout)
+
+
+def boundary(directory: Path, layer: int) -> Path:
+    return directory / f"hidden-{layer:03d}.safetensors"

@@ -1,0 +1,177 @@
+"""Safetensors files, read and written piece by piece with plain file reads.
+
+A memory mapping would count every page it has touched as resident for as long as it lives; a read into a tensor of ours counts
+once and is gone with the tensor. Format: https://huggingface.co/docs/safetensors (8-byte length, JSON header, raw data).
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.errors import UserError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's own limit
+CHUNK = 32 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One tensor of a file. `start` and `stop` are byte offsets from the beginning of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFile:
+    """The header of one safetensors file; reads open the file anew and close it."""
+
+    path: Path
+    entries: Mapping[str, Entry]
+
+    @classmethod
+    def open(cls, path: Path) -> "TensorFile":
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if size < 8 or length > min(HEADER_LIMIT, size - 8):
+                    raise _broken(path, f"it has {size} bytes and its header claims {length}")
+                header = json.loads(file.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise _broken(path, "its header is not JSON") from error
+        except OSError as error:
+            raise UserError(f"cannot read the weights file {path}: {error.strerror}. Is the download complete?") from error
+        entries = {k: _entry(path, k, v, 8 + length) for k, v in header.items() if k != "__metadata__"}
+        need = max((e.stop for e in entries.values()), default=8 + length)
+        if need != size:
+            raise _broken(path, f"it has {size} bytes and its header needs {need}")
+        return cls(path=path, entries=entries)
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, in memory of its own."""
+        entry = self.entries[name]
+        out = torch.empty(entry.shape, dtype=entry.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            _read_into(file.fileno(), out, entry.start, self.path)
+        return out
+
+    def read_rows(self, name: str, rows: Int[Tensor, " row"]) -> Tensor:
+        """The given indices of the first dimension, ascending; only their bytes are read."""
+        entry = self.entries[name]
+        width = (entry.stop - entry.start) // entry.shape[0]
+        out = torch.empty((len(rows), *entry.shape[1:]), dtype=entry.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            for at, first, count in _runs(rows):
+                _read_into(file.fileno(), out[at : at + count], entry.start + first * width, self.path)
+        return out
+
+
+class TensorWriter:
+    """Writes one safetensors file whose layout is known beforehand, tensor by tensor, in any order.
+
+    The full size is reserved on opening, so a full disk shows before any work is lost. `close` syncs and checks completeness.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, (dtype, shape) in layout.items():
+            length = prod(shape) * dtype.itemsize
+            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + length]}
+            offset += length
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self.path, self._missing = path, set(layout)
+        self._entries = {k: _entry(path, k, v, 8 + len(text)) for k, v in header.items() if k != "__metadata__"}
+        self._file = path.open("w+b", buffering=0)
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        if offset and hasattr(os, "posix_fallocate"):  # macOS has none: there a full disk shows at the write
+            os.posix_fallocate(self._file.fileno(), 8 + len(text), offset)
+
+    def write(self, name: str, x: Tensor) -> None:
+        entry = self._entries[name]
+        assert x.dtype == entry.dtype and tuple(x.shape) == entry.shape, (name, x.dtype, tuple(x.shape), entry)
+        data = _bytes(x.contiguous())
+        at = entry.start
+        while data:
+            done = os.pwrite(self._file.fileno(), data[:CHUNK], at)
+            data, at = data[done:], at + done
+        self._missing.discard(name)
+
+    def copy(self, name: str, source: TensorFile, key: str) -> None:
+        """Copy a tensor's bytes in pieces, whatever its size."""
+        entry, mine = source.entries[key], self._entries[name]
+        assert entry.stop - entry.start == mine.stop - mine.start, (name, key)
+        piece = torch.empty(min(CHUNK, entry.stop - entry.start), dtype=torch.uint8)
+        with source.path.open("rb", buffering=0) as file:
+            for at in range(entry.start, entry.stop, CHUNK):
+                part = piece[: min(CHUNK, entry.stop - at)]
+                _read_into(file.fileno(), part, at, source.path)
+                os.pwrite(self._file.fileno(), _bytes(part), mine.start + at - entry.start)
+        self._missing.discard(name)
+
+    def close(self, *, sync: bool = True) -> None:
+        assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
+        if sync:
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        self._file.close()
+
+
+def _entry(path: Path, name: str, body: Any, base: int) -> Entry:
+    try:
+        shape, (start, stop) = tuple(body["shape"]), body["data_offsets"]
+        dtype = DTYPES[body["dtype"]]
+        sound = stop - start == prod(shape) * dtype.itemsize and 0 <= start
+    except (KeyError, TypeError, ValueError):
+        known = ", ".join(DTYPES)
+        raise _broken(path, f"tensor {name!r} is described as {body!r} (known types: {known})") from None
+    if not sound:
+        raise _broken(path, f"tensor {name!r} of shape {list(shape)} claims {stop - start} bytes")
+    return Entry(dtype=dtype, shape=shape, start=base + start, stop=base + stop)
+
+
+def _broken(path: Path, why: str) -> UserError:
+    return UserError(f"the weights file {path} is truncated or corrupt: {why}. Download or copy it again.")
+
+
+def _bytes(x: Tensor) -> memoryview:
+    return memoryview(x.reshape(-1).view(torch.uint8).numpy())
+
+
+def _read_into(descriptor: int, out: Tensor, start: int, path: Path) -> None:
+    data = _bytes(out)
+    while data:
+        done = os.preadv(descriptor, [data], start)
+        if done == 0:
+            raise _broken(path, f"it ends at byte {start}")
+        data, start = data[done:], start + done
+
+
+def _runs(rows: Int[Tensor, " row"]) -> Iterator[tuple[int, int, int]]:
+    """(position in `rows`, first row, count) of each run of consecutive rows."""
+    if len(rows) == 0:
+        return
+    breaks = (torch.diff(rows) != 1).nonzero().flatten() + 1
+    edges = [0, *breaks.tolist(), len(rows)]
+    for a, b in zip(edges, edges[1:], strict=False):
+        yield a, int(rows[a]), b - a

@@ -1,0 +1,156 @@
+"""The forward walk: layers outside, batches inside; one layer's weights in memory at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur.errors import UserError
+from secateur.families.binding import Binding
+from secateur.streaming.hidden import HiddenStates
+from secateur.streaming.source import Source, read_layer, to_device
+from secateur.streaming.template import Call, Template
+
+# Called with the input [token, channel] of a watched module.
+Observer = Callable[[Tensor], None]
+# Layer number -> the observers of its modules, by module path.
+Watch = Callable[[int], Mapping[str, Sequence[Observer]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """What a walk needs besides its blocks. `tokens` bounds the tokens of one micro-batch."""
+
+    source: Source
+    template: Template
+    device: torch.device
+    dtype: torch.dtype
+    tokens: int = 1024
+    calls: dict[int, list[Call]] = field(default_factory=dict)
+    """The layers' calls for a micro-batch of so many blocks; filled by `start`."""
+
+    @classmethod
+    def over(cls, source: Source, *, device: torch.device, dtype: torch.dtype, tokens: int = 1024) -> "Walk":
+        return cls(source=source, template=Template(source.binding, device), device=device, dtype=dtype, tokens=tokens)
+
+    @property
+    def binding(self) -> Binding:
+        return self.source.binding
+
+    def batches(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """(start, stop) of the micro-batches of [block, token, ...]."""
+        size = max(1, self.tokens // shape[1])
+        return [(at, min(at + size, shape[0])) for at in range(0, shape[0], size)]
+
+    @torch.no_grad()
+    def start(self, ids: Int[Tensor, "block token"], hidden: HiddenStates | None) -> None:
+        """Embed the blocks into `hidden` (None: only learn the layers' calls, to go on with a walk that was interrupted)."""
+        name = self.binding.embedding
+        rows, numbered = torch.unique(ids, return_inverse=True)
+        outer = to_device({n: self.source.read(n) for n in self._before()}, self.device, self.dtype)
+        outer[name] = self.source.read_rows(name, rows).to(self.device, self.dtype)
+        self.calls.clear()
+        for a, b in self.batches(ids.shape):
+            if hidden is None and b - a in self.calls:
+                continue
+            first, calls = self.template.prologue(numbered[a:b].to(self.device), outer)
+            self.calls.setdefault(b - a, calls)
+            if hidden is not None:
+                hidden.put(a, first)
+        if hidden is not None:
+            hidden.commit(0)
+
+    @torch.no_grad()
+    def layers(self, hidden: HiddenStates, *, first: int = 0, watch: Watch | None = None) -> Iterator[int]:
+        """Run the layers from `first` on; yields each layer's number when its output is complete in `hidden`.
+
+        On a CUDA device the next layer is read while the current one computes; on the CPU that would cost a second layer's memory.
+        """
+        ahead = self.device.type == "cuda"
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(read_layer, self.source, first) if first < self.binding.num_layers else None
+            for number in range(first, self.binding.num_layers):
+                assert coming is not None
+                weights = to_device(coming.result(), self.device, self.dtype)
+                coming = (
+                    pool.submit(read_layer, self.source, number + 1) if ahead and number + 1 < self.binding.num_layers else None
+                )
+                self._run(number, weights, hidden, watch(number) if watch else {})
+                del weights
+                hidden.commit(number + 1)
+                yield number
+                if not ahead and number + 1 < self.binding.num_layers:
+                    coming = pool.submit(read_layer, self.source, number + 1)
+
+    def _run(
+        self, number: int, weights: Mapping[str, Tensor], hidden: HiddenStates, observers: Mapping[str, Sequence[Observer]]
+    ) -> None:
+        module = self.template.binding.layer_module(number)
+        finite = True
+        with ExitStack() as hooks:
+            for path, watching in observers.items():
+                hooks.enter_context(_observed(module.get_submodule(path), watching))
+            for a, b in self.batches(hidden.shape):
+                out = self.template.layer(number, weights, hidden.get(a, b).to(self.device), self.calls[b - a][number])
+                finite = finite and bool(out.isfinite().all())
+                hidden.put(a, out)
+        if not finite:
+            raise _blame(self.source, number)
+
+    @torch.no_grad()
+    def logits(
+        self, hidden: HiddenStates, *, tokens: int = 512
+    ) -> Iterator[tuple[int, int, Float[Tensor, "block position vocab"]]]:
+        """(first block, first position, logits) of all blocks, in pieces of at most `tokens` positions."""
+        outer = to_device({n: self.source.read(n) for n in self._after()}, self.device, self.dtype)
+        length = hidden.shape[1]
+        step = max(1, tokens // length)
+        for a in range(0, hidden.shape[0], step):
+            last = hidden.get(a, min(a + step, hidden.shape[0])).to(self.device)
+            for p in range(0, length, tokens):
+                positions = torch.arange(p, min(p + tokens, length), device=self.device)
+                yield a, p, self.template.epilogue(last, outer, positions)
+
+    def _before(self) -> list[str]:
+        """Weights used before the layers, without the embedding: everything outside them but the head is small."""
+        return [n for n in self.binding.outer if n != self.binding.embedding and not self.binding.is_head(n)]
+
+    def _after(self) -> list[str]:
+        keep = [n for n in self.binding.outer if n != self.binding.embedding]
+        return [*keep, self.binding.embedding] if self.binding.tied else keep
+
+
+class _observed:
+    """Calls the observers with the input of a module, flattened to [token, channel], while the context lasts."""
+
+    def __init__(self, module: nn.Module, observers: Sequence[Observer]) -> None:
+        self.module, self.observers = module, observers
+
+    def __enter__(self) -> None:
+        def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            for observer in self.observers:
+                observer(args[0].flatten(0, -2))
+
+        self.handle = self.module.register_forward_pre_hook(see)
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+def _blame(source: Source, layer: int) -> UserError:
+    """Which weight made a layer's output non-finite."""
+    for name in source.binding.layer:
+        full = source.binding.layer_name(layer, name)
+        if not source.read(full).isfinite().all():
+            return UserError(
+                f"layer {layer} holds NaN or infinity: {source.origin(full)}. Nothing was written. The checkpoint is damaged or "
+                f"its training diverged: get a sound copy of it."
+            )
+    return UserError(
+        f"layer {layer} gives NaN or infinity although its weights are finite: the activations overflow. "
+        f"Compute in a wider type: --dtype fp32 (or bf16 instead of fp16)."
+    )

@@ -1,0 +1,65 @@
+"""Every layer of the result, read back from disk, against the original with the dropped units masked."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur import axes
+from secateur.errors import UserError
+from secateur.streaming.source import read_layer, to_device
+from secateur.streaming.template import Template, run_layer
+from secateur.surgery.rebuild import Rebuild, masked_readers
+
+FULL_PRECISION_LAYER = 256 << 20  # bytes of a layer in float32 up to which the check computes in float32
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+
+
+class Verifier:
+    """Carries a calibration batch through the masked original, one layer at a time."""
+
+    def __init__(self, rebuild: Rebuild, ids: Int[Tensor, "block token"]) -> None:
+        self.rebuild = rebuild
+        target, source = rebuild.target, rebuild.source
+        elements = sum(torch.Size(source.read(target.layer_name(0, n)).shape).numel() for n in source.binding.layer)
+        stored = source.dtype(target.layer_name(0, next(iter(source.binding.layer))))
+        wide = elements * 4 <= FULL_PRECISION_LAYER
+        self.dtype = torch.float32 if wide and stored != torch.float64 else stored
+        self.device = torch.device("cpu")
+        self.template = Template(target, self.device)
+        rows, numbered = torch.unique(ids, return_inverse=True)
+        outer = {n: source.read(n) for n in target.outer if n != target.embedding and not target.is_head(n)}
+        outer = to_device(outer, self.device, self.dtype)
+        outer[target.embedding] = source.read_rows(target.embedding, rows).to(self.dtype)
+        with torch.no_grad():
+            self.hidden, self.calls = self.template.prologue(numbered, outer)
+        self.errors: list[float] = []
+
+    @torch.no_grad()
+    def check(self, layer: int, new: Mapping[str, Tensor]) -> None:
+        """`new`: the weights of one layer as read back from the disk."""
+        target, kept, call = self.rebuild.target, self.rebuild.plan.layers[layer], self.calls[layer]
+        source = self.rebuild.source.binding.layer
+        whole = read_layer(self.rebuild.source, layer)
+        for name, spec in target.layer.items():
+            if name not in source:  # a bias that only the result has
+                whole[name] = torch.zeros(axes.shape(spec, target.sizes), dtype=new[name].dtype)
+        whole |= masked_readers(self.rebuild, layer, new)
+        whole = to_device(whole, self.device, self.dtype)
+        expected = run_layer(target, target.layer_module(layer), whole, self.hidden, call)
+        del whole
+        module, resized = self.template.resized(layer, kept), self.template.resized_call(call, kept)
+        got = run_layer(target, module, to_device(new, self.device, self.dtype), self.hidden, resized)
+        error = float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-300))
+        if not error <= TOLERANCE[self.dtype]:  # also catches NaN
+            raise mismatch(layer, f"its output is off by {error:.1e}, relative; at most {TOLERANCE[self.dtype]:.0e} is allowed")
+        self.errors.append(error)
+        self.hidden = expected
+
+
+def mismatch(layer: int, what: str) -> UserError:
+    return UserError(
+        f"the written checkpoint failed its check at layer {layer}: {what}. Nothing was put in the output directory. "
+        f"The disk or the memory may be failing; if a second run says the same, this is a bug in secateur."
+    )
