@@ -12,6 +12,8 @@ from secateur.axes import Kept, Sizes, Spec
 from secateur.errors import UserError
 
 FORMAT = 1
+RECORD = "secateur.json"
+"""The file beside the weights that holds the plan they were written by, and where they come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +45,15 @@ class Plan:
         if axis in axes.PARENT:
             parents = len(kept.get(axes.PARENT[axis], range(self.sizes[axes.PARENT[axis]])))
             if len(rows) != parents or len({len(row) for row in rows}) != 1:  # type: ignore[arg-type]
-                raise UserError(f"{where}: needs one row of equal length for each of the {parents} kept {axes.PARENT[axis]} heads.")
+                raise UserError(
+                    f"{where}: needs one row of equal length for each of the {parents} kept {axes.PARENT[axis]} heads."
+                )
         for row in rows:
             inside = all(0 <= i < self.sizes[axis] for i in row)  # type: ignore[union-attr, operator]
             if not row or not inside or any(a >= b for a, b in zip(row, row[1:], strict=False)):  # type: ignore[index]
-                raise UserError(f"{where}: kept indices must be ascending, distinct, at least one, and below {self.sizes[axis]}.")
+                raise UserError(
+                    f"{where}: kept indices must be ascending, distinct, at least one, and below {self.sizes[axis]}."
+                )
 
     @property
     def prunable(self) -> tuple[str, ...]:
@@ -61,12 +67,19 @@ class Plan:
     def layer_sizes(self, layer: int) -> dict[str, int]:
         return axes.kept_sizes(self.sizes, self.layers[layer])
 
+    def block_parameters(self, specs: Iterable[Spec]) -> int:
+        """Parameters that stay in the whole stack, of the weights that a layer is made of."""
+        specs = tuple(specs)
+        return sum(parameters(specs, self.layer_sizes(i)) for i in range(len(self.layers)))
+
     def to_json(self) -> str:
-        body = {
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
             "format": FORMAT, "model_type": self.model_type, "fingerprint": self.fingerprint, "sizes": dict(self.sizes),
             "layers": [dict(kept) for kept in self.layers], "settings": dict(self.settings), "seed": self.seed,
         }  # fmt: skip
-        return json.dumps(body, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -85,6 +98,18 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> "Plan":
         return cls.from_json(path.read_text())
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """The record of a model directory that secateur wrote, its `plan` a Plan; None where there is none."""
+    path = directory / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return {**record, "stock": bool(record["stock"]), "plan": Plan.from_json(json.dumps(record["plan"]))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} was not written by secateur, or is damaged: {type(error).__name__}: {error}.") from error
 
 
 def _tuples(value: Any) -> Any:

@@ -87,6 +87,7 @@ def bind(config: Config, *, dtype: torch.dtype = torch.float32, trust_remote_cod
     family = family_for(config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights()  # moving the parameters to the meta device one by one has parted them
     model.eval().requires_grad_(False)
     sizes = {axis: int(size(config)) for axis, size in family.sizes.items()}
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -14,9 +14,11 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from secateur import axes
+from secateur.axes import Kept
 from secateur.errors import UserError
 from secateur.families import family_for
 from secateur.families.binding import Binding, bind
+from secateur.plan import read_record
 from secateur.streaming.tensorfile import Entry, TensorFile
 
 INDEX = "model.safetensors.index.json"
@@ -47,6 +49,9 @@ class Checkpoint:
     unused: tuple[str, ...]
     """Tensors of the files that the model does not have, as `from_pretrained` would leave them out."""
 
+    layers: tuple[Kept, ...] = ()
+    """What an earlier pruning left of each layer, where they have unequal sizes."""
+
     @classmethod
     def open(cls, directory: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> "Checkpoint":
         """Check everything that can be checked without reading weights. `dtype`: of the computation; default the stored one."""
@@ -57,9 +62,12 @@ class Checkpoint:
             raise _quantised(directory, f"weights of type {', '.join(sorted(missing_type))}")
         stored = dtype or _common_dtype(found)
         binding = bind(config, dtype=stored, trust_remote_code=trust_remote_code)
-        keys, unused = _match(binding, found)
-        _check(directory, binding, keys)
-        return cls(directory=directory, binding=binding, keys=keys, unused=unused)
+        keys = {name: (found[key], key) for name, key in spellings(binding, found).items()}
+        unused = tuple(sorted(set(found) - {key for _, key in keys.values()}))
+        record = read_record(directory)
+        layers = () if record is None or record["stock"] else record["plan"].layers
+        _check(directory, binding, keys, layers)
+        return cls(directory=directory, binding=binding, keys=keys, unused=unused, layers=layers)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,6 +81,9 @@ class Checkpoint:
                     raw.seek(start)
                     digest.update(raw.read(min(SAMPLE, entry.stop - start)))
         return digest.hexdigest()
+
+    def kept(self, layer: int) -> Kept:
+        return self.layers[layer] if self.layers else {}
 
     def entry(self, name: str) -> Entry:
         file, key = self.keys[name]
@@ -197,32 +208,34 @@ def _common_dtype(found: Mapping[str, TensorFile]) -> torch.dtype:
     return max((d for d in total if d in FLOATS), key=lambda d: total[d], default=torch.float32)
 
 
-def _match(binding: Binding, found: Mapping[str, TensorFile]) -> tuple[dict[str, tuple[TensorFile, str]], tuple[str, ...]]:
-    """Map the files' spellings to parameter names as `from_pretrained` does: old names, and a missing base-model prefix."""
+def spellings(binding: Binding, keys: Iterable[str]) -> dict[str, str]:
+    """Parameter name -> key in the files, mapped as `from_pretrained` does: old names, and a missing base-model prefix.
+
+    A tied head that is stored all the same is among them.
+    """
     names = set(binding.names()) | ({binding.tied} if binding.tied else set())
     prefix = str(getattr(binding.model, "base_model_prefix", ""))
-    keys: dict[str, tuple[TensorFile, str]] = {}
-    unused = []
-    for key, file in found.items():
+    out = {}
+    for key in keys:
         renamed = binding.family.renames.get(key, key)
         name = next((n for n in (renamed, f"{prefix}.{renamed}") if n in names), None)
-        if name is None:
-            unused.append(key)
-        else:
-            keys[name] = (file, key)
-    return keys, tuple(unused)
+        if name is not None:
+            out[name] = key
+    return out
 
 
-def _check(directory: Path, binding: Binding, keys: Mapping[str, tuple[TensorFile, str]]) -> None:
+def _check(directory: Path, binding: Binding, keys: Mapping[str, tuple[TensorFile, str]], layers: Sequence[Kept]) -> None:
     for name in binding.names():
         if name not in keys:
             raise UserError(
                 f"the weight {name!r} is in no file of {directory}. The checkpoint is incomplete: download it again."
             )
         file, key = keys[name]
-        shape, expected = file.entries[key].shape, axes.shape(binding.spec(name), binding.sizes)
+        at = binding.locate(name)
+        sizes = axes.kept_sizes(binding.sizes, layers[at[0]]) if layers and at else binding.sizes
+        shape, expected = file.entries[key].shape, axes.shape(binding.spec(name), sizes)
         if shape != expected:
             raise UserError(
-                f"the weight {key!r} in {file.path} has the shape {list(shape)}, and config.json says {list(expected)}. "
-                f"If secateur wrote this directory with unequal layers, load it with secateur.load; pruning it again needs the original."
+                f"the weight {key!r} in {file.path} has the shape {list(shape)}, and its configuration says "
+                f"{list(expected)}. Files of two checkpoints may be mixed here, or secateur.json is missing: copy it again, whole."
             )

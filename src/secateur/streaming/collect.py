@@ -68,15 +68,17 @@ class Store:
         writer.close()
         os.replace(writer.path, self.path(layer))
 
-    def load(self, layer: int, *, modules: Iterable[str] | None = None) -> Seen:
+    def load(self, layer: int, *, modules: Iterable[str] | None = None, kinds: Iterable[str] | None = None) -> Seen:
+        """The statistics of a layer; of some modules, or of some kinds, alone, where that is all that is read."""
         file = TensorFile.open(self.path(layer))
         chosen = None if modules is None else set(modules)
+        wanted = None if kinds is None else set(kinds)
         parts: dict[str, dict[str, dict[str, Tensor]]] = {}
         for key in file.entries:
             module, kind, name = key.split(":")
-            if chosen is None or module in chosen:
+            if (chosen is None or module in chosen) and (wanted is None or kind in wanted):
                 parts.setdefault(module, {}).setdefault(kind, {})[name] = file.read(key)
-        return {m: {k: STATISTICS.get(k).from_tensors(t) for k, t in kinds.items()} for m, kinds in parts.items()}
+        return {m: {k: STATISTICS[k].from_tensors(t) for k, t in kinds.items()} for m, kinds in parts.items()}
 
     def has(self, layer: int, request: Request) -> bool:
         if not self.path(layer).is_file():
@@ -120,7 +122,7 @@ def collect(
         current.clear()
         for module, kinds in request.kinds.items():
             width = request.channels(walk.binding, module)
-            current[module] = {kind: ACCUMULATORS.get(kind)(width, walk.device) for kind in sorted(kinds)}
+            current[module] = {kind: ACCUMULATORS[kind](width, walk.device) for kind in sorted(kinds)}
         return {module: [a.update for a in kinds.values()] for module, kinds in current.items()}
 
     for layer in walk.layers(hidden, first=first, watch=watch):
@@ -131,12 +133,24 @@ def collect(
     hidden.forget(num_layers)
 
 
-def as_types(seen: Seen, module: str) -> dict[type, Any]:
-    """A module's statistics by their type, as criteria and compensations ask for them."""
-    return {type(value): value for value in seen.get(module, {}).values()}
+def by_type(seen: Seen) -> dict[str, dict[type, Any]]:
+    """The statistics of each module by their type, as criteria and compensations ask for them."""
+    return {module: {type(value): value for value in kinds.values()} for module, kinds in seen.items()}
+
+
+def kinds_of(types: Iterable[Any]) -> frozenset[str]:
+    """Names of the kinds of statistics from their types."""
+    return frozenset(t.kind for t in types)
 
 
 def memory_of(request: Request, binding: Binding) -> int:
-    """Bytes of one layer's statistics while they are gathered."""
-    per = {"moments": lambda n: 4 * 8 * n, "gram": lambda n: 8 * n * n}
+    """Bytes of one layer's statistics while they are gathered and saved."""
+    per = {"moments": lambda n: 64 * n, "gram": lambda n: 8 * n * n + 4 * n * n // 2 + 8 * 512 * n}
     return sum(per[k](request.channels(binding, m)) for m, kinds in request.kinds.items() for k in kinds)
+
+
+def disk_of(request: Request, binding: Binding) -> int:
+    """Bytes of all layers' statistics on disk."""
+    per = {"moments": lambda n: 16 * n, "gram": lambda n: 4 * n * n}
+    one = sum(per[k](request.channels(binding, m)) for m, kinds in request.kinds.items() for k in kinds)
+    return one * binding.num_layers

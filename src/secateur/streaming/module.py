@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
+from secateur.axes import Kept
 from secateur.families.binding import Binding, bind
 
 
@@ -24,6 +25,9 @@ class ModuleSource:
     @property
     def fingerprint(self) -> str:
         return ""
+
+    def kept(self, layer: int) -> Kept:
+        return {}
 
     def dtype(self, name: str) -> torch.dtype:
         return self.model.get_parameter(name).dtype

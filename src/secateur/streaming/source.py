@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from secateur.axes import Kept
 from secateur.families.binding import Binding
 
 
@@ -19,6 +20,10 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes when any weight or the configuration changes; empty where that cannot be told."""
+        ...
+
+    def kept(self, layer: int) -> Kept:
+        """What an earlier pruning with unequal layers left of a layer; empty where it has the binding's sizes."""
         ...
 
     def dtype(self, name: str) -> torch.dtype: ...

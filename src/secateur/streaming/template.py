@@ -1,6 +1,6 @@
 """Runs a causal language model in three parts, each as a function of weights that come from wherever they are.
 
-`prologue` (ids -> first hidden state and what every layer is called with), `layer` (one layer), `epilogue` (last hidden state ->
+`prologue` (ids -> first hidden state and what every layer is called with), `run_layer` (one layer), `epilogue` (last hidden state ->
 logits) are all Hugging Face's own forward: in the first and last part the layers' `forward` is replaced, on our own weightless
 model, by one that hands the hidden state through. So masks, position embeddings, scaling and soft-capping are the model's own.
 """
@@ -74,10 +74,6 @@ class Template:
                 pass
         return first[0], calls
 
-    def layer(self, number: int, weights: Weights, hidden: Tensor, call: Call) -> Tensor:
-        """Output hidden state of one layer: [block, token, hidden] -> the same."""
-        return run_layer(self.binding, self.binding.layer_module(number), weights, hidden, call)
-
     def resized(self, number: int, kept: Kept) -> nn.Module:
         """A copy of a layer, without weights, for the sizes that `kept` leaves."""
         module = copy.deepcopy(self.binding.layer_module(number))
@@ -85,6 +81,8 @@ class Template:
         return module
 
     def resized_call(self, call: Call, kept: Kept) -> Call:
+        if not kept:
+            return call
         kwargs = slice_inputs(self.binding.family, dict(call.kwargs), self.binding.sizes, kept)
         return Call(args=call.args, kwargs=kwargs)
 
@@ -130,6 +128,6 @@ class Template:
 
 
 def run_layer(binding: Binding, module: nn.Module, weights: Weights, hidden: Tensor, call: Call) -> Tensor:
-    """Run a layer module, with or without weights of its own, as a function of the given weights."""
+    """Run a layer module as a function of the given weights: [block, token, hidden] -> the same."""
     out = functional_call(module, dict(weights), (hidden, *call.args), dict(call.kwargs))
     return out[0] if binding.family.returns_tuple else out

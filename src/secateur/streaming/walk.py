@@ -13,7 +13,7 @@ from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.streaming.hidden import HiddenStates
 from secateur.streaming.source import Source, read_layer, to_device
-from secateur.streaming.template import Call, Template
+from secateur.streaming.template import Call, Template, run_layer
 
 # Called with the input [token, channel] of a watched module.
 Observer = Callable[[Tensor], None]
@@ -89,13 +89,15 @@ class Walk:
     def _run(
         self, number: int, weights: Mapping[str, Tensor], hidden: HiddenStates, observers: Mapping[str, Sequence[Observer]]
     ) -> None:
-        module = self.template.binding.layer_module(number)
+        kept = self.source.kept(number)
+        module = self.template.resized(number, kept) if kept else self.binding.layer_module(number)
         finite = True
         with ExitStack() as hooks:
             for path, watching in observers.items():
                 hooks.enter_context(_observed(module.get_submodule(path), watching))
             for a, b in self.batches(hidden.shape):
-                out = self.template.layer(number, weights, hidden.get(a, b).to(self.device), self.calls[b - a][number])
+                call = self.template.resized_call(self.calls[b - a][number], kept)
+                out = run_layer(self.binding, module, weights, hidden.get(a, b).to(self.device), call)
                 finite = finite and bool(out.isfinite().all())
                 hidden.put(a, out)
         if not finite:

@@ -1,0 +1,137 @@
+"""Whether the family's own configuration and class can hold a pruned shape, and the configuration that does."""
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateur import axes
+from secateur.axes import Sizes
+from secateur.errors import UserError
+from secateur.families.binding import Binding
+from secateur.families.family import Stock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How a pruned model is written. `config` describes it: with the pruned sizes if `stock`, else with the original ones."""
+
+    stock: bool
+    config: Any
+    reasons: tuple[str, ...]
+    """Why the stock class cannot hold it; empty if it can."""
+    notes: tuple[str, ...] = ()
+
+
+def shape_of(binding: Binding, layers: Sequence[Sizes], new_biases: Collection[str] = ()) -> Shape:
+    """Decide from the layers' sizes after pruning. `new_biases`: readers (weight names) that get a bias they did not have."""
+    stock = binding.family.stock[binding.model_type]
+    flagged = with_biases(binding, new_biases)
+    reasons = _reasons(binding, stock, layers)
+    if reasons:
+        return Shape(stock=False, config=flagged, reasons=reasons)
+    sizes = layers[0]
+    config, notes = copy.deepcopy(flagged), ()
+    if stock.heads_divide_hidden and binding.sizes["hidden"] % heads(sizes) and _heads_pruned(binding, layers):
+        assert stock.relabel is not None
+        if new_biases or _has_bias(binding):
+            why = (
+                f"{binding.model_type} refuses {heads(sizes)} heads on hidden size {binding.sizes['hidden']}, and "
+                f"{stock.relabel[0]}, which accepts them, has no biases"
+            )
+            return Shape(stock=False, config=flagged, reasons=(why,))
+        config = _relabelled(config, stock)
+        notes = (
+            f"written as {stock.relabel[1]} (equal logits), because {binding.model_type} refuses {heads(sizes)} heads on "
+            f"hidden size {binding.sizes['hidden']}",
+        )
+    for field, product in stock.fields.items():
+        if _mentions_pruned(product, binding, layers):
+            setattr(config, field, axes.term_size(tuple(product.split()), sizes))
+    return Shape(stock=True, config=config, reasons=(), notes=notes)
+
+
+def accepted_heads(binding: Binding, new_biases: Collection[str] = ()) -> frozenset[int] | None:
+    """Total head counts that a stock checkpoint can have; None for any; empty where heads cannot leave at all."""
+    stock = binding.family.stock[binding.model_type]
+    if not any("kv" in product.split() for product in stock.fields.values()) or _fixed(binding, stock):
+        return frozenset()
+    if not stock.heads_divide_hidden or (stock.relabel and not new_biases and not _has_bias(binding)):
+        return None
+    hidden = binding.sizes["hidden"]
+    return frozenset(n for n in range(1, heads(binding.sizes) + 1) if hidden % n == 0)
+
+
+def accepts_ffn(binding: Binding) -> bool:
+    stock = binding.family.stock[binding.model_type]
+    return any("ffn" in product.split() for product in stock.fields.values())
+
+
+def with_biases(binding: Binding, readers: Collection[str]) -> Any:
+    """The configuration that gives these readers a bias; a `UserError` where the family has no slot for one."""
+    stock = binding.family.stock[binding.model_type]
+    config = copy.deepcopy(binding.config)
+    for reader in readers:
+        if reader not in stock.bias_flags:
+            module = reader.removesuffix(".weight")
+            raise UserError(
+                f"a {binding.model_type!r} model has no bias slot on {module}, which bias compensation needs. "
+                f"Use --compensate least-squares (better, and needs none) or --compensate none, or prune other axes with --axes."
+            )
+        setattr(config, stock.bias_flags[reader], True)
+    return config
+
+
+def heads(sizes: Sizes) -> int:
+    return sizes["kv"] * sizes.get("group", 1)
+
+
+def _reasons(binding: Binding, stock: Stock, layers: Sequence[Sizes]) -> tuple[str, ...]:
+    out = []
+    named = {axis for product in stock.fields.values() for axis in product.split()}
+    pruned = [a for a in axes.PRUNABLE if a in binding.sizes and any(s[a] != binding.sizes[a] for s in layers)]
+    for axis in pruned:
+        if axis not in named:
+            out.append(f"a {binding.model_type} configuration has no field for pruned {WORDS[axis]}")
+    if any(layers[0][a] != s[a] for s in layers for a in pruned):
+        out.append("its layers have unequal sizes, and one configuration describes all layers")
+    elif _heads_pruned(binding, layers):
+        out.extend(_fixed(binding, stock))
+        if stock.heads_divide_hidden and stock.relabel is None and binding.sizes["hidden"] % heads(layers[0]):
+            out.append(f"{binding.model_type} refuses {heads(layers[0])} heads on hidden size {binding.sizes['hidden']}")
+    return tuple(out)
+
+
+WORDS: Mapping[str, str] = {"ffn": "MLP channels", "kv": "attention heads", "group": "query heads"}
+
+
+def _fixed(binding: Binding, stock: Stock) -> list[str]:
+    return [why for why, applies in stock.heads_fixed.items() if applies(binding.config)]
+
+
+def _heads_pruned(binding: Binding, layers: Sequence[Sizes]) -> bool:
+    return any(s.get(a) != binding.sizes.get(a) for s in layers for a in ("kv", "group"))
+
+
+def _mentions_pruned(product: str, binding: Binding, layers: Sequence[Sizes]) -> bool:
+    """Also `head_dim` must be spelt out once head counts change: it is derived from them otherwise."""
+    names = set(product.split())
+    changed = {a for a in axes.PRUNABLE if any(s.get(a) != binding.sizes.get(a) for s in layers)}
+    return bool(names & changed) or ("head_dim" in names and bool(changed & {"kv", "group"}))
+
+
+def _has_bias(binding: Binding) -> bool:
+    return any(name.endswith(".bias") for name in binding.layer)
+
+
+def _relabelled(config: Any, stock: Stock) -> Any:
+    """The same model under another model type's configuration class."""
+    from transformers import AutoConfig
+
+    assert stock.relabel is not None
+    model_type, architecture = stock.relabel
+    known = set(AutoConfig.for_model(model_type).to_dict()) - {"model_type", "architectures", "transformers_version"}
+    given = {k: v for k, v in config.to_dict().items() if k in known}
+    new = AutoConfig.for_model(model_type, **(given | dict(stock.relabel_fields)))
+    new.architectures = [architecture]
+    return new

@@ -1,0 +1,1 @@
+"""The jobs, each a story to read from top to bottom."""

@@ -1,0 +1,108 @@
+"""What a job would take and give, from headers and tables alone; and what any ratio would mean for a model."""
+
+import time
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from secateur import axes
+from secateur.allocation.choose import counts, layer_sizes
+from secateur.allocation.uniform import Uniform
+from secateur.axes import Sizes
+from secateur.export.huggingface import disk_free
+from secateur.families.binding import Binding
+from secateur.plan import parameters
+from secateur.recipes.job import Job
+from secateur.streaming.collect import disk_of, memory_of
+from secateur.surgery.compensate import LeastSquares
+
+OVERHEAD = 0.75  # share of the matrix products' rate that a walk reaches (docs/benchmarks.md)
+HEAD_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Predicted; memory and time are estimates. `flops_per_token` counts two for each weight of a matrix that is multiplied."""
+
+    model: str
+    method: str
+    compensate: str
+    allocation: str
+    ratio: float
+    ratio_reached: float
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    flops_per_token_before: int
+    flops_per_token_after: int
+    widths: str
+    stock: bool
+    notes: tuple[str, ...]
+    walks: int
+    peak_memory_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forecast(job: Job) -> Forecast:
+    """Widths are exact for the uniform allocation, and the mean for others."""
+    binding, source = job.binding, job.source
+    kept = counts(binding, job.scope, Uniform(), job.budget)
+    sizes = layer_sizes(binding, kept)
+    after = sum(parameters(binding.layer.values(), s) for s in sizes)
+    gone = job.block_parameters - after
+    width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
+    walks = int(bool(job.request.kinds)) + (0 if job.settings.evaluation == "none" else 2)
+    tokens = job.settings.samples * job.settings.seq_len
+    solve = _solving(job)
+    names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
+    hidden = 2 * tokens * binding.sizes["hidden"] * job.dtype.itemsize
+    out = source.num_bytes - gone * width
+    seconds = tokens * _flops(binding, [binding.sizes] * binding.num_layers, head=False) * max(walks, 1) / (_rate(job) * OVERHEAD)
+    return Forecast(
+        model=job.settings.model, method=job.settings.method, compensate=job.settings.compensate, allocation=job.settings.allocation,
+        ratio=job.budget / job.block_parameters, ratio_reached=gone / job.block_parameters, parameters_before=source.num_parameters,
+        parameters_after=source.num_parameters - gone, bytes_before=source.num_bytes, bytes_after=out,
+        flops_per_token_before=_flops(binding, [binding.sizes] * binding.num_layers), flops_per_token_after=_flops(binding, sizes),
+        widths=names, stock=job.shape.stock, notes=job.shape.notes + job.shape.reasons, walks=walks,
+        peak_memory_bytes=max(job.fit.peak, job.fit.peak - memory_of(job.request, binding) + solve),
+        disk_bytes=out + disk_of(job.request, binding) + hidden,
+        disk_free_bytes=disk_free(job.runs), seconds=seconds,
+    )  # fmt: skip
+
+
+def _solving(job: Job) -> int:
+    """Bytes of the largest least-squares problem: its Gram matrix, the factor, and the reader in float64."""
+    if not isinstance(job.compensation, LeastSquares):
+        return 0
+    widest = max(job.request.channels(job.binding, m) for m in job.request.kinds)
+    return 4 * widest**2 + 8 * widest**2 + 3 * 8 * widest * job.binding.sizes["hidden"]
+
+
+def _flops(binding: Binding, layers: list[Sizes], *, head: bool = True) -> int:
+    """Two for each element of every matrix that a token is multiplied with; attention scores are not counted."""
+    inner = sum(prod(axes.shape(s, sizes)) for sizes in layers for s in binding.layer.values() if len(s.dims) == 2)
+    width = axes.shape(binding.outer[binding.embedding], binding.sizes)
+    return 2 * inner + (2 * prod(width) if head else 0)
+
+
+def _rate(job: Job) -> float:
+    """FLOP per second of this machine's matrix product at the model's width, measured for a fifth of a second."""
+    hidden, wide = job.binding.sizes["hidden"], job.binding.sizes["ffn"]
+    x = torch.ones(HEAD_TOKENS, hidden, dtype=job.dtype, device=job.device)
+    w = torch.ones(wide, hidden, dtype=job.dtype, device=job.device)
+    torch.nn.functional.linear(x, w)
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.2:
+        torch.nn.functional.linear(x, w)
+        if job.device.type == "cuda":
+            torch.cuda.synchronize(job.device)
+        rounds += 1
+    return rounds * 2 * HEAD_TOKENS * hidden * wide / (time.perf_counter() - start)

@@ -1,0 +1,204 @@
+"""A pruning job, made ready: everything that can be decided or refused before anything expensive starts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur import plan as plans
+from secateur.allocation import ALLOCATORS
+from secateur.allocation.allocator import Allocator
+from secateur.allocation.choose import Scope, counts, layer_sizes
+from secateur.calibration.blocks import Blocks, draw_blocks, windows
+from secateur.calibration.text import Text, read_texts
+from secateur.calibration.tokens import check_vocabulary, load_tokenizer, tokenise
+from secateur.criteria import CRITERIA
+from secateur.criteria.criterion import Criterion
+from secateur.errors import UserError
+from secateur.export.huggingface import check_output
+from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
+from secateur.families.binding import Binding, bind
+from secateur.recipes.opening import DEFAULT_TEXT, open_device, open_model
+from secateur.settings import PruneSettings, parse_bytes, parse_count, parse_layers
+from secateur.streaming.checkpoint import Checkpoint
+from secateur.streaming.collect import Request, kinds_of, memory_of
+from secateur.streaming.memory import Fit, fit
+from secateur.surgery.compensate import Compensation
+from secateur.surgery.compensations import COMPENSATIONS
+
+EVALUATED = 32_768  # tokens of the perplexity before and after; `secateur eval` takes the whole text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Settings, resolved against one model."""
+
+    settings: PruneSettings
+    source: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+    criterion: Criterion
+    compensation: Compensation
+    allocator: Allocator
+    scope: Scope
+    budget: int
+    """Parameters that must leave."""
+    shape: Shape
+    """How the result is expected to be written; for allocations that follow the scores, as unequal layers."""
+
+    @property
+    def binding(self) -> Binding:
+        return self.source.binding
+
+    @property
+    def block_parameters(self) -> int:
+        """Of the whole stack of layers."""
+        return plans.parameters(self.binding.layer.values(), self.binding.sizes) * self.binding.num_layers
+
+    @cached_property
+    def texts(self) -> tuple[Text, Text | None]:
+        given = self.settings.evaluation
+        calibration, evaluation = read_texts(self.settings.calibration or DEFAULT_TEXT, None if given == "none" else given)
+        return calibration, None if given == "none" else evaluation
+
+    @cached_property
+    def blocks(self) -> tuple[Blocks, Blocks | None]:
+        """Calibration blocks, and evaluation windows unless none are wanted."""
+        tokenizer = load_tokenizer(self.source.directory, trust_remote_code=self.settings.trust_remote_code)
+        calibration, evaluation = self.texts
+        tokens = tokenise(calibration, tokenizer)
+        drawn = draw_blocks(tokens, samples=self.settings.samples, seq_len=self.settings.seq_len, seed=self.settings.seed)
+        check_vocabulary(drawn.ids, self.binding.sizes["vocab"])
+        if evaluation is None:
+            return drawn, None
+        most = max(EVALUATED, self.settings.seq_len)
+        held = windows(tokenise(evaluation, tokenizer, max_tokens=most), seq_len=self.settings.seq_len, max_tokens=most)
+        check_vocabulary(held.ids, self.binding.sizes["vocab"])
+        return drawn, held
+
+    @cached_property
+    def request(self) -> Request:
+        """Statistics that the criterion and the compensation need."""
+        wanted = Request.of(self.binding, self.scope.axes, kinds_of(self.criterion.needs), self.criterion.inputs)
+        return wanted | Request.of(self.binding, self.scope.axes, kinds_of(self.compensation.needs))
+
+    @cached_property
+    def fit(self) -> Fit:
+        return fit(
+            self.binding, shape=(self.settings.samples, self.settings.seq_len), dtype=self.dtype,
+            stored=self.source.dtype(self.binding.embedding), statistics=memory_of(self.request, self.binding), limit=self.limit,
+        )  # fmt: skip
+
+    @property
+    def limit(self) -> int | None:
+        return parse_bytes(self.settings.max_memory) if self.settings.max_memory else None
+
+    @property
+    def runs(self) -> Path:
+        """Where run directories are kept: beside the output, so that the next ratio finds them."""
+        return self.settings.run_dir or (self.settings.out or Path("out")).absolute().parent / ".secateur"
+
+    def new_biases(self) -> tuple[str, ...]:
+        return new_biases(self.binding, self.compensation, self.scope.axes)
+
+
+def prepare(settings: PruneSettings) -> Job:
+    """Check the whole job. Raises `UserError`; nothing has been written by then."""
+    criterion, allocator = CRITERIA.create(settings.method), ALLOCATORS.create(settings.allocation)
+    options = {} if settings.ridge is None else {"ridge": settings.ridge}
+    compensation = COMPENSATIONS.create(settings.compensate, options)
+    device = open_device(settings.device)
+    if settings.out is not None:
+        check_output(settings.out, force=settings.force)
+    source, dtype = open_model(
+        settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
+    )
+    binding = source.binding
+    if source.layers:
+        raise UserError(f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead.")
+    if settings.out is not None and settings.out.absolute().resolve() == source.directory.resolve():
+        raise UserError(f"--out {str(settings.out)!r} is the model itself. Give another directory: the original is never changed.")
+    scope = _scope(settings, binding, compensation, allocator)
+    budget = _budget(settings, source)
+    kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
+    shape = shape_of(binding, layer_sizes(binding, kept), new_biases(binding, compensation, scope.axes))
+    if allocator.standardised:
+        unequal = "layers get unequal sizes, as --allocation global ranks the units of all layers together"
+        shape = Shape(stock=False, config=shape.config, reasons=(unequal,))
+    if settings.stock and not shape.stock:
+        raise UserError(f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect, or drop --stock.")
+    return Job(
+        settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
+        allocator=allocator, scope=scope, budget=budget, shape=shape,
+    )  # fmt: skip
+
+
+def new_biases(binding: Binding, compensation: Compensation, pruned: tuple[str, ...]) -> tuple[str, ...]:
+    """Readers that get a bias they do not have."""
+    if not compensation.needs_bias_slot:
+        return ()
+    readers = {name for axis in pruned for name in binding.readers(axis)}
+    return tuple(sorted(n for n in readers if n.removesuffix(".weight") + ".bias" not in binding.layer))
+
+
+def target_binding(job: Job) -> Binding:
+    """The result's configuration at the original sizes: the source's own, with new biases where they are needed."""
+    added = job.new_biases()
+    if not added:
+        return job.binding
+    return bind(with_biases(job.binding, added), dtype=job.dtype)
+
+
+def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation, allocator: Allocator) -> Scope:
+    protected = parse_layers(settings.protect, binding.num_layers)
+    if len(protected) == binding.num_layers:
+        raise UserError(f"--protect {settings.protect!r} protects all {binding.num_layers} layers: nothing could leave. Name fewer.")
+    pruned = tuple(a for a in settings.axes if a in binding.prunable)
+    if "group" in settings.axes and "group" not in pruned:
+        raise UserError(f"--axes group was given, but this {binding.model_type} model has one query head per kv head. Use --axes kv,ffn.")
+    if "kv" in pruned and "group" in pruned:
+        raise UserError("--axes kv,group would prune the same heads twice. Give one of them, and ffn if MLP channels may leave too.")
+    if settings.stock and not accepts_ffn(binding):
+        pruned = tuple(a for a in pruned if a != "ffn")
+    added = new_biases(binding, compensation, pruned)
+    heads = accepted_heads(binding, added) if settings.stock else None
+    scope = Scope.of(binding, pruned=pruned, protected=protected, round_to=settings.round_to, heads=heads)
+    if not scope.axes:
+        held = "; a stock checkpoint of this family can hold no pruned heads or channels" if settings.stock else ""
+        raise UserError(f"nothing of this {binding.model_type} model can leave along --axes {','.join(settings.axes)}{held}.")
+    return scope
+
+
+def _budget(settings: PruneSettings, source: Checkpoint) -> int:
+    """Parameters that must leave, from the ratio or the target."""
+    binding = source.binding
+    block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
+    if settings.ratio is not None:
+        return round(settings.ratio * block)
+    total, size = source.num_parameters, source.num_bytes
+    if settings.target_params is not None:
+        leave, what = total - parse_count(settings.target_params), f"--target-params {settings.target_params}"
+        has = f"{total:,} parameters"
+    else:
+        assert settings.target_size is not None
+        per = sum(source.dtype(binding.layer_name(0, n)).itemsize for n in binding.layer) / len(binding.layer)
+        leave, what = round((size - parse_bytes(settings.target_size)) / per), f"--target-size {settings.target_size}"
+        has = f"{size / 2**30:.3f} GiB"
+    if leave <= 0:
+        raise UserError(f"{what}: the model has {has} already. Give a smaller target.")
+    if leave >= block:
+        raise UserError(
+            f"{what}: {leave:,} parameters would have to leave, and the layers have {block:,} in all; embedding and head stay. "
+            f"Give a larger target."
+        )
+    return leave
+
+
+def plan_settings(settings: PruneSettings) -> dict[str, Any]:
+    """What the plan depends on, and nothing that differs between two machines."""
+    chosen = settings.to_json()
+    for name in ("model", "out", "run_dir", "resume", "force", "dry_run", "max_memory", "trust_remote_code"):
+        chosen.pop(name)
+    return chosen

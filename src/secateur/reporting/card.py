@@ -1,0 +1,110 @@
+"""The model card of a pruned checkpoint: what it came from, what left, how that was chosen, and what it did. Imports no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+TEMPLATE = """\
+---
+{{ front }}
+---
+
+# {{ name }}
+
+A structurally pruned version of `{{ base }}`: whole attention heads and MLP channels were removed by
+[Secateur](https://github.com/secateur) {{ environment.secateur }}; what remains is an ordinary, smaller, dense model.
+
+| | before | after |
+|---|---|---|
+| parameters | {{ "{:,}".format(r.parameters_before) }} | {{ "{:,}".format(r.parameters_after) }} |
+| bytes of weights | {{ "{:,}".format(r.bytes_before) }} | {{ "{:,}".format(r.bytes_after) }} |
+{%- if r.perplexity_before is not none %}
+| perplexity | {{ "%.3f"|format(r.perplexity_before) }} | {{ "%.3f"|format(r.perplexity_after) }} |
+{%- endif %}
+
+{% if r.evaluation %}Perplexity: {{ r.evaluation }}.{% else %}Perplexity was not measured.{% endif %}
+
+## Load
+
+    {{ load }}
+{% for note in r.notes %}
+{{ note }}.
+{% endfor %}
+## How it was pruned
+
+- method `{{ r.method }}`, compensation `{{ r.compensate }}`, allocation `{{ r.allocation }}`, axes {{ settings.axes|join(", ") }}
+- {{ "%.2f%%"|format(100 * r.ratio_reached) }} of the transformer blocks' parameters left ({{ "%.2f%%"|format(100 * r.ratio) }} asked)
+- calibration: {{ r.calibration }}; seed {{ settings.seed }}
+- every layer read back and compared with the original with the dropped units masked: largest relative error {{ "%.1e"|format(r.verified) }}
+- made with Python {{ environment.python }}, torch {{ environment.torch }}, transformers {{ environment.transformers }}
+
+The command:
+
+    {{ command }}
+
+The kept units of every layer, the settings and versions are in `secateur.json`.
+"""
+
+# Settings that say where and how a run took place, not what it made.
+SILENT = frozenset({"resume", "force", "dry_run", "run_dir"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """`result` and `settings` as JSON objects."""
+
+    result: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    base: str
+    environment: Mapping[str, Any]
+
+
+def model_card(card: Card, source: Path) -> str:
+    """Markdown with YAML front matter; the licence is carried over from the source's own card."""
+    out = str(card.result["out"])
+    # A person's directories are nobody else's business: local paths are named by their last part.
+    base = card.base if "/" in card.base and not Path(card.base).exists() else Path(card.base).name
+    front = {"base_model": base, "base_model_relation": "finetune", "library_name": "transformers", "pipeline_tag": "text-generation",
+             "tags": ["secateur", "pruned", "structured-pruning"], **_carried(source)}  # fmt: skip
+    if card.result["stock"]:
+        load = f'AutoModelForCausalLM.from_pretrained("{Path(out).name}")'
+    else:
+        load = f'secateur.load("{Path(out).name}")    # unequal layers: transformers alone cannot'
+    jinja = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    return jinja.from_string(TEMPLATE).render(
+        front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
+        r=card.result, settings=card.settings, environment=card.environment, load=load, command=command(card.settings, base),
+    )  # fmt: skip
+
+
+def command(settings: Mapping[str, Any], base: str) -> str:
+    """The command line that makes the same again."""
+    parts = ["secateur", "prune", base]
+    for name, value in settings.items():
+        if name in SILENT or name == "model" or value in (None, False, "", ()):
+            continue
+        flag = "--" + {"evaluation": "eval"}.get(name, name).replace("_", "-")
+        shown = ",".join(value) if isinstance(value, (list, tuple)) else str(value)
+        shown = Path(shown).name if name in ("out", "calibration", "evaluation") and Path(shown).is_absolute() else shown
+        parts += [flag] if value is True else [flag, shown]
+    return " ".join(parts)
+
+
+def _carried(source: Path) -> dict[str, Any]:
+    """Licence and language from the front matter of the source's card."""
+    path = source / "README.md"
+    if not path.is_file():
+        return {}
+    lines = path.read_text(errors="replace").split("\n")
+    if lines[0].strip() != "---" or "---" not in (rest := [line.strip() for line in lines[1:]]):
+        return {}
+    found = {}
+    for line in lines[1 : 1 + rest.index("---")]:
+        key, _, value = line.partition(":")
+        if key in ("license", "license_name", "license_link", "language") and value.strip():
+            found[key] = value.strip().strip("\"'")
+    return found

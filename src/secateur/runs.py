@@ -1,0 +1,73 @@
+"""The run directory: what a job was, where it ran, and what it found. Everything expensive is kept here.
+
+A directory belongs to one model, one set of calibration blocks and one arithmetic; its name is a hash of these, so that a second
+ratio or method finds the statistics of the first.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import UserError
+
+PACKAGES = ("secateur", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    path: Path
+
+    @classmethod
+    def make(cls, parent: Path, **identity: str) -> "RunDirectory":
+        """The directory under `parent` for this identity, made if it is not there."""
+        path = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run directory {path}: {error.strerror}. Give another --run-dir.") from error
+        run = cls(path=path)
+        run.write("identity.json", identity)
+        return run
+
+    def write(self, name: str, body: Any) -> None:
+        """Replace a JSON file, all at once."""
+        part = self.path / f"{name}.partial"
+        part.write_text(json.dumps(body, indent=2, sort_keys=True, default=str) + "\n")
+        os.replace(part, self.path / name)
+
+    def read(self, name: str) -> Any:
+        """A JSON file's content; None where there is none or it is damaged."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Add a line to the journal."""
+        with (self.path / "journal.jsonl").open("a") as file:
+            file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}, default=str) + "\n")
+
+    def remember(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep a result under a key that says all it depends on."""
+        self.write("results.json", {**(self.read("results.json") or {}), key: dict(value)})
+
+    def recall(self, key: str) -> dict[str, Any] | None:
+        return (self.read("results.json") or {}).get(key)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record of a run."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return {"python": platform.python_version(), "system": platform.platform(), "cpus": os.cpu_count(), **found}
