@@ -1,0 +1,28 @@
+"""Secateur: structured pruning of Hugging Face causal language models, in the memory of one layer.
+
+`import secateur` is cheap: what needs torch is imported on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import UserError
+from secateur.version import __version__
+
+if TYPE_CHECKING:
+    from secateur.api import evaluate, prune
+    from secateur.export.load import load
+
+__all__ = ["UserError", "__version__", "evaluate", "load", "prune"]
+
+_LAZY = {"evaluate": "secateur.api", "load": "secateur.export.load", "prune": "secateur.api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,6 +1,5 @@
 """Everything a person can choose, checked once, before anything expensive starts. Never imports torch."""
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     model_validator,
 )  # fmt: skip
 from pydantic_core import ErrorDetails
 
 from secateur.errors import UserError
+from secateur.registry import did_you_mean
 
 Axis = Literal["kv", "ffn", "group"]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
@@ -99,7 +98,7 @@ def _distinct(value: tuple[Axis, ...]) -> tuple[Axis, ...]:
 
 
 def _checked_by(parse: Callable[[str], Any]) -> AfterValidator:
-    def check(text: str, info: ValidationInfo) -> str:
+    def check(text: str, info: Any) -> str:  # a ValidationInfo, which is a protocol that a test cannot check at run time
         try:
             parse(text)
         except UserError as error:
@@ -152,7 +151,6 @@ class PruneSettings(Settings):
     allocation: str = "uniform"
     calibration: str | None = Field(None, description="a text file or a preset")
     evaluation: str | None = Field(None, description="a text file, a preset, or `none`")
-    field: str = Field("text", min_length=1, description="the field of a jsonl file or a data set that holds the text")
     samples: int = Field(128, ge=1, description="a number of calibration sequences, 1 or more")
     seq_len: int = Field(128, ge=2, description="tokens of a sequence, 2 or more")
     seed: int = Field(0, ge=0, lt=2**63, description="an integer from 0")
@@ -198,7 +196,6 @@ class EvalSettings(Settings):
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
     text: str | None = Field(None, description="a text file or a preset")
-    field: str = Field("text", min_length=1, description="the field of a jsonl file or a data set that holds the text")
     seq_len: int = Field(128, ge=2, description="tokens of a window, 2 or more")
     max_tokens: int | None = Field(None, ge=2, description="a number of tokens, 2 or more")
     bos: Bos = "auto"
@@ -211,16 +208,14 @@ class EvalSettings(Settings):
 def _told(settings: type[Settings], problem: ErrorDetails) -> str:
     """One problem that pydantic found: what was given, what is allowed, what to do."""
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
-    name = str(problem["loc"][0]) if problem["loc"] else ""
+    name = str(problem["loc"][0])
+    known = settings.model_fields
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(name, settings.model_fields, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"unknown setting {name!r}.{hint} Allowed are {', '.join(settings.model_fields)}."
+        return f"unknown setting {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
     if kind == "missing":
-        return f"the setting {name!r} is missing. Give {settings.model_fields[name].description}."
+        return f"the setting {name!r} is missing. Give {known[name].description}."
     if allowed := context.get("expected"):
-        near = difflib.get_close_matches(str(given), re.findall(r"'([^']*)'", allowed), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(given), re.findall(r"'([^']*)'", allowed))
         return f"{name} = {given!r} is not allowed.{hint} Choose {allowed}."
-    allowed = settings.model_fields[name].description or problem["msg"].removeprefix("Input should be ")
+    allowed = known[name].description or problem["msg"].removeprefix("Input should be ")
     return f"{name} = {given!r} is not allowed: it must be {allowed}. Change it and run again."

@@ -1,0 +1,49 @@
+# `make demo` and `make test` need CPython 3.11 or newer, git and make; the rest is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# One process for each core, one thread for each process.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+CLI_PAGE := $(BIN)/typer secateur.cli.app utils docs --name secateur --title 'Command line'
+FORMATTED := src tests benchmarks
+
+.PHONY: demo test slow lint docs docs-check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/secateur demo
+
+test: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow"
+
+slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow || [ $$? -eq 5 ] # 5: no test is marked slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(FORMATTED)
+	$(BIN)/ruff format --check $(FORMATTED)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(CLI_PAGE) > docs/cli.md
+
+docs-check: $(VENV)/.installed-dev
+	$(CLI_PAGE) | diff - docs/cli.md || { echo "docs/cli.md is not what the program says: run make docs" >&2; exit 1; }
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install CPython 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import platform, sys; ok = sys.version_info >= (3, 11) and platform.python_implementation() == "CPython"; sys.exit(0 if ok else "$(PYTHON) is %s %s; CPython 3.11 or newer is needed. Name one: make PYTHON=/path/to/python3.11" % (platform.python_implementation(), platform.python_version()))'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) could not make a virtual environment; its venv module is needed (Debian: python3-venv)." >&2; exit 2; }

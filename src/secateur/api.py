@@ -1,0 +1,105 @@
+"""The same jobs from Python: thin wrappers that check the settings and call the recipes.
+
+import secateur
+
+result = secateur.prune("path/to/model", out="smaller", ratio=0.3)
+print(result.ratio_reached, secateur.evaluate("smaller", text="held_out.txt").perplexity)
+"""
+
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+
+from secateur.reporter import Quiet, Reporter
+
+if TYPE_CHECKING:
+    from secateur.recipes.evaluate import EvalResult
+    from secateur.recipes.prune import Forecast, PruneResult
+    from secateur.settings import Axis, Bos, Compensation, Dtype
+
+
+class PruneOptions(TypedDict, total=False):
+    """The fields of `secateur.settings.PruneSettings`, all with a default but one of the three that say how much leaves."""
+
+    out: str | PathLike[str] | None
+    ratio: float | None
+    target_params: str | None
+    target_size: str | None
+    method: str
+    compensate: "Compensation"
+    allocation: str
+    calibration: str | None
+    evaluation: str | None
+    samples: int
+    seq_len: int
+    seed: int
+    protect: str
+    axes: "str | tuple[Axis, ...]"
+    round_to: int
+    stock: bool
+    ridge: float | None
+    max_memory: str | None
+    device: str
+    dtype: "Dtype"
+    run_dir: str | PathLike[str] | None
+    resume: bool
+    force: bool
+    trust_remote_code: bool
+
+
+class EvalOptions(TypedDict, total=False):
+    """The fields of `secateur.settings.EvalSettings`, all with a default."""
+
+    text: str | None
+    seq_len: int
+    max_tokens: int | None
+    bos: "Bos"
+    max_memory: str | None
+    device: str
+    dtype: "Dtype"
+    trust_remote_code: bool
+
+
+@overload
+def prune(
+    model: str | PathLike[str],
+    *,
+    dry_run: Literal[False] = False,
+    report: Reporter | None = None,
+    **options: Unpack[PruneOptions],
+) -> "PruneResult": ...
+@overload
+def prune(
+    model: str | PathLike[str], *, dry_run: Literal[True], report: Reporter | None = None, **options: Unpack[PruneOptions]
+) -> "Forecast": ...
+def prune(
+    model: str | PathLike[str], *, dry_run: bool = False, report: Reporter | None = None, **options: Any
+) -> "PruneResult | Forecast":
+    """Prune a checkpoint and write the smaller one to `out`; with `dry_run`, only forecast what that takes.
+
+    `model` is a directory or a hub id; the options are those of `secateur prune` and the fields of
+    `secateur.settings.PruneSettings`. Raises `UserError` for a setting or an input that cannot be used.
+    """
+    from secateur.settings import PruneSettings
+
+    settings = PruneSettings(model=fspath(model), dry_run=dry_run, **_spelled(options))
+    from secateur.recipes.prune import prune as run
+
+    return run(settings, report or Quiet())
+
+
+def evaluate(model: str | PathLike[str], *, report: Reporter | None = None, **options: Unpack[EvalOptions]) -> "EvalResult":
+    """Measure a model's perplexity with one layer in memory at a time.
+
+    The options are those of `secateur eval` and the fields of `secateur.settings.EvalSettings`. Raises `UserError` for a
+    setting or an input that cannot be used.
+    """
+    from secateur.settings import EvalSettings
+
+    settings = EvalSettings(model=fspath(model), **_spelled(options))
+    from secateur.recipes.evaluate import evaluate as run
+
+    return run(settings, report or Quiet())
+
+
+def _spelled(options: Any) -> dict[str, Any]:
+    return {name: fspath(value) if isinstance(value, PathLike) else value for name, value in options.items()}

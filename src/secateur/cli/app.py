@@ -1,0 +1,46 @@
+"""`secateur`: the subcommands put together."""
+
+from typing import Annotated
+
+import typer
+
+from secateur.cli.demo import demo
+from secateur.cli.evaluate import evaluate
+from secateur.cli.inspect import inspect
+from secateur.cli.ls import ls
+from secateur.cli.prune import prune
+from secateur.version import __version__
+
+app = typer.Typer(
+    name="secateur",
+    help="Structured pruning of Hugging Face causal language models, in the memory of one layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prune")(prune)
+app.command("eval")(evaluate)
+app.command("inspect")(inspect)
+app.command("ls")(ls)
+app.command("demo")(demo)
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"secateur {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Structured pruning of Hugging Face causal language models, in the memory of one layer."""
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,85 @@
+"""`secateur prune`: a smaller checkpoint."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+from secateur.cli.options import DATA, TEXT, Device, Dtype, Json, MaxMemory, Model, TrustRemoteCode
+from secateur.cli.output import Output
+
+TARGET, METHOD, RUN = "How much leaves (exactly one)", "How it is chosen", "Run"
+
+Out = Annotated[Path | None, Option(help="Directory to write the pruned checkpoint to.")]
+Ratio = Annotated[
+    float | None, Option(help="Fraction of all transformer-block parameters that leave, in (0, 1).", rich_help_panel=TARGET)
+]
+TargetParams = Annotated[str | None, Option(help="Parameters of the pruned model, such as 5.5B.", rich_help_panel=TARGET)]
+TargetSize = Annotated[str | None, Option(help="Bytes of the pruned model's weights, such as 9GiB.", rich_help_panel=TARGET)]
+Method = Annotated[str, Option(help="Criterion that scores the units; see `secateur ls methods`.", rich_help_panel=METHOD)]
+Compensate = Annotated[
+    Literal["none", "bias", "least-squares"],
+    Option(help="How the readers of the pruned units make up for them.", rich_help_panel=METHOD),
+]
+Allocation = Annotated[str, Option(help="How layers share the budget: uniform or global.", rich_help_panel=METHOD)]
+Axes = Annotated[str, Option(help="What may leave: kv heads, ffn channels, group (query heads).", rich_help_panel=METHOD)]
+Protect = Annotated[str, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]
+RoundTo = Annotated[int, Option(help="Make every width a multiple of this.", rich_help_panel=METHOD)]
+Stock = Annotated[bool, Option("--stock", help="Only widths that the model's stock class can load.", rich_help_panel=METHOD)]
+Ridge = Annotated[float | None, Option(help="Pull of least squares towards the original weights.", rich_help_panel=METHOD)]
+Calibration = Annotated[
+    str | None,
+    Option(metavar=TEXT, help="Text the statistics are gathered on; see `secateur ls presets`.", rich_help_panel=DATA),
+]
+Evaluation = Annotated[
+    str | None,
+    Option("--eval", metavar=f"{TEXT}|none", help="Text of the perplexity before and after.", rich_help_panel=DATA),
+]
+Samples = Annotated[int, Option(help="Number of calibration sequences.", rich_help_panel=DATA)]
+SeqLen = Annotated[int, Option(help="Tokens of a sequence.", rich_help_panel=DATA)]
+Seed = Annotated[int, Option(help="Seed of everything that is drawn, such as the calibration sequences.", rich_help_panel=DATA)]
+RunDir = Annotated[Path | None, Option(help="Directory of the journal and the statistics.", rich_help_panel=RUN)]
+Resume = Annotated[bool, Option("--resume", help="Continue a killed run from its last finished layer.", rich_help_panel=RUN)]
+Force = Annotated[bool, Option("--force", help="Replace an output directory that is not empty.", rich_help_panel=RUN)]
+DryRun = Annotated[bool, Option("--dry-run", help="Only forecast sizes, memory, disk use and time.", rich_help_panel=RUN)]
+
+
+def prune(
+    model: Model,
+    out: Out = None,
+    ratio: Ratio = None,
+    target_params: TargetParams = None,
+    target_size: TargetSize = None,
+    method: Method = "flap",
+    compensate: Compensate = "least-squares",
+    allocation: Allocation = "uniform",
+    axes: Axes = "kv,ffn",
+    protect: Protect = "",
+    round_to: RoundTo = 1,
+    stock: Stock = False,
+    ridge: Ridge = None,
+    calibration: Calibration = None,
+    evaluation: Evaluation = None,
+    samples: Samples = 128,
+    seq_len: SeqLen = 128,
+    seed: Seed = 0,
+    max_memory: MaxMemory = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Prune a model: score its units, remove the least important ones, and write an ordinary checkpoint."""
+    options = {**locals()}  # the parameters, before anything else has a name here
+    del options["json"]
+    with Output(json, interrupted="The same command with --resume continues from the last finished layer.") as output:
+        from secateur.settings import PruneSettings
+
+        settings = PruneSettings(**options)
+        from secateur.recipes.prune import prune as run
+
+        output.show("Forecast" if dry_run else "Pruned", run(settings, output.reporter).to_json())

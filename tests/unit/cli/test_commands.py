@@ -1,0 +1,248 @@
+"""What every command promises: its flags, its exit codes, where its words go. The recipes are stand-ins here."""
+
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from secateur.api import EvalOptions, PruneOptions
+from secateur.cli.app import app
+from secateur.cli.evaluate import evaluate
+from secateur.cli.prune import prune
+from secateur.errors import UserError
+from secateur.reporter import Reporter
+from secateur.settings import EvalSettings, PruneSettings, Settings
+from secateur.version import __version__
+
+MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
+FLAGS = {
+    "prune": MACHINE | {
+        "--out", "--ratio", "--target-params", "--target-size", "--method", "--compensate", "--allocation", "--axes",
+        "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--samples", "--seq-len", "--seed",
+        "--run-dir", "--resume", "--force", "--dry-run", "--json",
+    },
+    "eval": MACHINE | {"--text", "--seq-len", "--max-tokens", "--bos", "--json"},
+    "inspect": {"--trust-remote-code", "--json"},
+    "ls": {"--json"},
+    "demo": {"--json"},
+}  # fmt: skip
+
+
+@dataclass
+class Recipe:
+    """Stands in for a recipe: remembers what it was called with, and answers or raises."""
+
+    answer: dict[str, Any] = field(default_factory=dict)
+    problem: BaseException | None = None
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Recipe":
+        self.calls.append((args, kwargs))
+        if self.problem is not None:
+            raise self.problem
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        return self.answer
+
+
+Install = Callable[..., Recipe]
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Install:
+    def install(name: str, **values: Any) -> Recipe:
+        stand_in, module = Recipe(**values), ModuleType(f"secateur.recipes.{name}")
+        setattr(module, name, stand_in)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return stand_in
+
+    return install
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(app, args, prog_name="secateur")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_flags_are_frozen() -> None:
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    found = {name: {o for p in c.params for o in p.opts if o.startswith("--")} - {"--help"} for name, c in commands.items()}
+    assert found == FLAGS
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "options"), [(prune, PruneSettings, PruneOptions), (evaluate, EvalSettings, EvalOptions)]
+)
+def test_flags_settings_and_keywords_agree(command: Callable[..., None], settings: type[Settings], options: Any) -> None:
+    given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model")}
+    checked = settings(model="m", **({"ratio": 0.5, "dry_run": True} if settings is PruneSettings else {}), **{
+        name: value for name, value in given.items() if name not in ("ratio", "dry_run")
+    })  # fmt: skip
+    defaults = {name: field.default for name, field in settings.model_fields.items() if name != "model"}
+    assert given.keys() == defaults.keys() == set(options.__annotations__) | ({"dry_run"} & defaults.keys())
+    assert {n: getattr(checked, n) for n in given if n not in ("ratio", "dry_run")} == {
+        n: value for n, value in defaults.items() if n not in ("ratio", "dry_run")
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["prune", "--help"], ["ls", "methods"], ["ls", "families"], ["ls", "presets"]]
+)
+def test_no_torch_before_it_is_needed(arguments: list[str]) -> None:
+    done = python(
+        f"import sys; sys.argv = ['secateur', *{arguments!r}]\n"
+        "from secateur.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print('code', end.code)\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    assert done.stdout.splitlines()[-2:] == ["code 0", "False False"], done.stderr
+
+
+def test_the_package_imports_no_torch() -> None:
+    done = python("import sys, secateur; print(secateur.UserError.__name__, sorted(dir(secateur)), 'torch' in sys.modules)")
+    assert done.stdout.strip() == "UserError ['UserError', '__version__', 'evaluate', 'load', 'prune'] False"
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"secateur {__version__}\n"
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "secateur", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"secateur {__version__}\n")
+
+
+def test_prune_passes_every_option(recipe: Install) -> None:
+    called = recipe("prune", answer={"out": "d"})
+    options = {
+        "out": "d", "target-params": "5M", "method": "wanda-sp", "compensate": "bias", "allocation": "global", "axes": "ffn",
+        "protect": "0-2,-1", "round-to": "64", "calibration": "a.txt", "eval": "none", "samples": "3", "seq-len": "7",
+        "seed": "5", "max-memory": "2GiB", "device": "cuda:1", "dtype": "bf16", "run-dir": "r",
+    }  # fmt: skip
+    flags = ["--stock", "--resume", "--force", "--trust-remote-code"]
+    done = run("prune", "m", *(part for name, value in options.items() for part in (f"--{name}", value)), *flags)
+    assert done.exit_code == 0, done.output
+    (settings, report), _ = called.calls[0]
+    assert isinstance(report, Reporter)
+    assert settings.to_json() == {
+        "model": "m", "out": "d", "ratio": None, "target_params": "5M", "target_size": None, "method": "wanda-sp",
+        "compensate": "bias", "allocation": "global", "calibration": "a.txt", "evaluation": "none", "samples": 3, "seq_len": 7,
+        "seed": 5, "protect": "0-2,-1", "axes": ["ffn"], "round_to": 64, "stock": True, "ridge": None, "max_memory": "2GiB",
+        "device": "cuda:1", "dtype": "bf16", "run_dir": "r", "resume": True, "force": True, "dry_run": False,
+        "trust_remote_code": True,
+    }  # fmt: skip
+
+
+def test_eval_passes_every_option(recipe: Install) -> None:
+    called = recipe("evaluate")
+    done = run("eval", "m", "--text", "t.txt", "--seq-len", "64", "--max-tokens", "1000", "--bos", "each", "--dtype", "fp32")
+    assert done.exit_code == 0, done.output
+    assert called.calls[0][0][0] == EvalSettings(model="m", text="t.txt", seq_len=64, max_tokens=1000, bos="each", dtype="fp32")
+
+
+def test_inspect_passes_its_option(recipe: Install) -> None:
+    called = recipe("inspect")
+    assert run("inspect", "dir", "--trust-remote-code").exit_code == 0
+    assert called.calls[0][0][0] == "dir"
+    assert called.calls[0][1] == {"trust_remote_code": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["prune", "m", "--out", "o", "--ratio", "0.3"], "prune"),
+        (["eval", "m"], "evaluate"),
+        (["inspect", "m"], "inspect"),
+        (["demo"], "demo"),
+    ],
+)
+class TestEveryCommand:
+    def test_json_is_all_there_is_on_stdout(self, recipe: Install, arguments: list[str], name: str) -> None:
+        recipe(name, answer={"out": "π", "layers": [{"layer": 0}], "stock": True, "perplexity": 4.5})
+        done = run(*arguments, "--json")
+        assert json.loads(done.stdout) == {"out": "π", "layers": [{"layer": 0}], "stock": True, "perplexity": 4.5}
+        assert (done.exit_code, done.stderr) == (0, "")
+
+    def test_people_read_a_table(self, recipe: Install, arguments: list[str], name: str) -> None:
+        recipe(name, answer={"seq_len": 4096})
+        done = run(*arguments)
+        assert "seq len  4,096" in done.stdout
+        assert done.exit_code == 0
+
+    def test_a_mistake_is_one_paragraph(self, recipe: Install, arguments: list[str], name: str) -> None:
+        recipe(name, problem=UserError("the shard [b]x[/b] is cut short.\nCopy it again."))
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert done.stderr == "error: the shard [b]x[/b] is cut short. Copy it again.\n"
+        assert done.stdout == ""
+
+    def test_a_mistake_is_json_too(self, recipe: Install, arguments: list[str], name: str) -> None:
+        recipe(name, problem=UserError("no."))
+        done = run(*arguments, "--json")
+        assert done.exit_code == 2
+        assert json.loads(done.stdout) == {"error": "no."}
+        assert done.stderr == "error: no.\n"
+
+    def test_a_full_disk_is_a_mistake(self, recipe: Install, arguments: list[str], name: str) -> None:
+        recipe(name, problem=OSError(28, "No space left on device", "/big/file"))
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert done.stderr == "error: /big/file: the disk is full: make room, or write somewhere else.\n"
+
+    def test_interrupted(self, recipe: Install, arguments: list[str], name: str) -> None:
+        recipe(name, problem=KeyboardInterrupt())
+        done = run(*arguments)
+        assert done.exit_code == 130
+        assert done.stderr.startswith("interrupted.")
+        assert ("--resume" in done.stderr) == (name == "prune")
+        assert done.stderr.count("\n") == 1
+
+    def test_a_bug_says_so(self, recipe: Install, arguments: list[str], name: str) -> None:
+        recipe(name, problem=ZeroDivisionError("oops"))
+        done = run(*arguments)
+        assert isinstance(done.exception, ZeroDivisionError)
+        assert "bug in Secateur" in done.exception.__notes__[0]
+
+
+def test_a_wrong_setting_exits_before_the_recipe(recipe: Install) -> None:
+    called = recipe("prune")
+    done = run("prune", "m", "--out", "o", "--ratio", "1.5")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ratio = 1.5 is not allowed: it must be the fraction")
+    assert not called.calls
+
+
+@pytest.mark.parametrize("arguments", [["prune"], ["prune", "m", "--ratio", "much"], ["eval", "m", "--nonsense"], ["lst"]])
+def test_usage_errors(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert "Usage: secateur" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_traceback_names_the_bug() -> None:
+    done = python(
+        "import sys, types\n"
+        "module = types.ModuleType('secateur.recipes.demo')\n"
+        "module.demo = lambda report: 1 / 0\n"
+        "sys.modules['secateur.recipes.demo'] = module\n"
+        "sys.argv = ['secateur', 'demo']\n"
+        "from secateur.cli.app import main\n"
+        "main()"
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2] == "ZeroDivisionError: division by zero"
+    assert "bug in Secateur" in done.stderr.splitlines()[-1]
