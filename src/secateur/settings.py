@@ -136,35 +136,35 @@ class PruneSettings(Settings):
     """One pruning job. Exactly one of `ratio`, `target_params` and `target_size` says how much leaves."""
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
-    out: FilePath | None = Field(None, description="the directory to write")
+    out: FilePath | None = Field(default=None, description="the directory to write")
     ratio: float | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=1,
         allow_inf_nan=False,
         description="the fraction of all transformer-block parameters that leave, above 0 and below 1",
     )
-    target_params: Count | None = Field(None, description="parameters of the pruned model, such as 5.5B")
-    target_size: Size | None = Field(None, description="bytes of the pruned model's weights, such as 9GiB")
+    target_params: Count | None = Field(default=None, description="parameters of the pruned model, such as 5.5B")
+    target_size: Size | None = Field(default=None, description="bytes of the pruned model's weights, such as 9GiB")
     method: str = "flap"
     compensate: Compensation = "least-squares"
     allocation: str = "uniform"
-    calibration: str | None = Field(None, description="a text file or a preset")
-    evaluation: str | None = Field(None, description="a text file, a preset, or `none`")
-    samples: int = Field(128, ge=1, description="a number of calibration sequences, 1 or more")
-    seq_len: int = Field(128, ge=2, description="tokens of a sequence, 2 or more")
-    seed: int = Field(0, ge=0, lt=2**63, description="an integer from 0")
-    protect: Layers = Field("", description="layers that stay whole, such as 0-2,-1")
-    axes: Axes = Field(("kv", "ffn"), description=f"one or more of {', '.join(get_args(Axis))}")
-    round_to: int = Field(1, ge=1, description="a whole number, 1 or more, that every width is a multiple of")
+    calibration: str | None = Field(default=None, description="a text file or a preset")
+    evaluation: str | None = Field(default=None, description="a text file, a preset, or `none`")
+    samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
+    seq_len: int = Field(default=128, ge=2, description="tokens of a sequence, 2 or more")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="an integer from 0")
+    protect: Layers = Field(default="", description="layers that stay whole, such as 0-2,-1")
+    axes: Axes = Field(default=("kv", "ffn"), description=f"one or more of {', '.join(get_args(Axis))}")
+    round_to: int = Field(default=1, ge=1, description="a whole number, 1 or more, that every width is a multiple of")
     stock: bool = False
     ridge: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="a number from 0, relative to the mean of the Gram diagonal"
+        default=None, ge=0, allow_inf_nan=False, description="a number from 0, relative to the mean of the Gram diagonal"
     )
-    max_memory: Size | None = Field(None, description="a size such as 2GiB")
+    max_memory: Size | None = Field(default=None, description="a size such as 2GiB")
     device: Device = "cpu"
     dtype: Dtype = "auto"
-    run_dir: FilePath | None = Field(None, description="a directory for the journal and the statistics")
+    run_dir: FilePath | None = Field(default=None, description="a directory for the journal and the statistics")
     resume: bool = False
     force: bool = False
     dry_run: bool = False
@@ -195,11 +195,11 @@ class EvalSettings(Settings):
     """One perplexity measurement: non-overlapping windows of `seq_len` tokens, at most `max_tokens` of them."""
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
-    text: str | None = Field(None, description="a text file or a preset")
-    seq_len: int = Field(128, ge=2, description="tokens of a window, 2 or more")
-    max_tokens: int | None = Field(None, ge=2, description="a number of tokens, 2 or more")
+    text: str | None = Field(default=None, description="a text file or a preset")
+    seq_len: int = Field(default=128, ge=2, description="tokens of a window, 2 or more")
+    max_tokens: int | None = Field(default=None, ge=2, description="a number of tokens, 2 or more")
     bos: Bos = "auto"
-    max_memory: Size | None = Field(None, description="a size such as 2GiB")
+    max_memory: Size | None = Field(default=None, description="a size such as 2GiB")
     device: Device = "cpu"
     dtype: Dtype = "auto"
     trust_remote_code: bool = False

@@ -66,10 +66,10 @@ class Output:
 def render(title: str, result: Mapping[str, Any]) -> RenderableType:
     """Pairs `x_before`, `x_after` side by side, lists of rows as tables, and the rest as a list of names and values."""
     pairs = [name.removesuffix("_before") for name in result if name.endswith("_before")]
-    pairs = [name for name in pairs if result.get(f"{name}_after") is not None and result[f"{name}_before"] is not None]
+    pairs = [name for name in pairs if _is_number(result[f"{name}_before"]) and _is_number(result.get(f"{name}_after"))]
     paired = {f"{name}_{side}" for name in pairs for side in ("before", "after")}
-    tables = {name: value for name, value in result.items() if _is_rows(value)}
-    single = {n: v for n, v in result.items() if v is not None and n not in paired and n not in tables}
+    tables = {name: value for name, value in result.items() if _is_rows(value) and (value or len(result) == 1)}
+    single = {n: v for n, v in result.items() if v is not None and v != () and n not in paired and n not in tables}
     parts: list[RenderableType] = [Text(title, style="bold")]
     if pairs:
         parts.append(_before_after(pairs, result))
@@ -85,7 +85,7 @@ def _before_after(names: list[str], result: Mapping[str, Any]) -> Table:
         table.add_column(side, justify="right")
     for name in names:
         before, after = result[f"{name}_before"], result[f"{name}_after"]
-        change = f"{after / before - 1:+.1%}" if isinstance(before, (int, float)) and before else ""
+        change = f"{after / before - 1:+.1%}" if before else ""
         table.add_row(_words(name), spelled(name, before), spelled(name, after), change)
     return table
 
@@ -95,6 +95,10 @@ def _names_and_values(single: Mapping[str, Any]) -> Table:
     for name, value in single.items():
         table.add_row(Text(_words(name)), Text(spelled(name, value), overflow="fold"))
     return table
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_rows(value: Any) -> bool:
@@ -128,7 +132,7 @@ def spelled(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{_words(key)} {spelled(key, inner)}" for key, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(spelled(name, inner) for inner in value)
+        return ("\n" if any(" " in str(inner) for inner in value) else ", ").join(spelled(name, inner) for inner in value)
     if isinstance(value, (str, Path)):
         return str(value)
     if "bytes" in words:

@@ -31,6 +31,7 @@ def shown(result: dict[str, Any], title: str = "Title") -> list[str]:
         ("stock", True, "yes"),
         ("out", "some/dir", "some/dir"),
         ("axes", ["kv", "ffn"], "kv, ffn"),
+        ("notes", ("one note", "and another"), "one note\nand another"),
         ("sizes", {"kv": 4, "ffn": 640}, "kv 4, ffn 640"),
         ("text", None, ""),
         ("settings", {"peak_bytes": 2048}, "peak bytes 2.00 KiB"),
@@ -55,8 +56,13 @@ def test_before_and_after_stand_side_by_side() -> None:
 
 
 def test_what_was_not_measured_is_not_shown() -> None:
-    lines = shown({"perplexity_before": None, "perplexity_after": None, "ridge": None, "seed": 0})
+    lines = shown({"perplexity_before": None, "perplexity_after": None, "ridge": None, "seed": 0, "notes": ()})
     assert lines == ["Title", "seed  0"]
+
+
+def test_words_before_and_after_are_lines_of_their_own() -> None:
+    lines = shown({"says_before": "def f():", "says_after": "def g():"})
+    assert lines == ["Title", "says before  def f():", "says after   def g():"]
 
 
 def test_rows_are_a_table() -> None:
