@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 # One process for each core, one thread for each process.
-WORKERS ?= auto
+WORKERS ?= auto --maxprocesses 8
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 CLI_PAGE := $(BIN)/typer secateur.cli.app utils docs --name secateur --title 'Command line'
+FAMILIES_PAGE := $(BIN)/python -m secateur.families.describe
 FORMATTED := src tests benchmarks
 
 .PHONY: demo test slow lint docs docs-check clean
@@ -28,9 +29,11 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(CLI_PAGE) > docs/cli.md
+	$(FAMILIES_PAGE) > docs/families.md
 
 docs-check: $(VENV)/.installed-dev
-	$(CLI_PAGE) | diff - docs/cli.md || { echo "docs/cli.md is not what the program says: run make docs" >&2; exit 1; }
+	@$(CLI_PAGE) | diff - docs/cli.md && $(FAMILIES_PAGE) | diff - docs/families.md || \
+		{ echo "the pages above are not what the program says: run make docs" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV)

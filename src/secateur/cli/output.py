@@ -119,7 +119,8 @@ def _rows(title: str, rows: list[Mapping[str, Any]]) -> RenderableType:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    words = [word for word in name.split("_") if word not in ("bytes", "seconds")]  # the value carries its unit
+    return " ".join(words) or {"bytes": "size", "seconds": "time"}[name]
 
 
 def spelled(name: str, value: Any) -> str:

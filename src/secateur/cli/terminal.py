@@ -58,7 +58,7 @@ class Terminal:
         for done, item in enumerate(items, start=1):
             yield item
             now = self._clock()
-            if self._depth == 1 and now - self._last_line >= EVERY:
+            if self._depth == 1 and now - began >= PATIENCE and now - self._last_line >= EVERY:
                 self._last_line = now
                 left = f" of {total}, about {duration((now - began) / done * (total - done))} left" if total else ""
                 self.say(f"{label}: {done}{left}")

@@ -34,7 +34,7 @@ def shown(result: dict[str, Any], title: str = "Title") -> list[str]:
         ("notes", ("one note", "and another"), "one note\nand another"),
         ("sizes", {"kv": 4, "ffn": 640}, "kv 4, ffn 640"),
         ("text", None, ""),
-        ("settings", {"peak_bytes": 2048}, "peak bytes 2.00 KiB"),
+        ("settings", {"peak_bytes": 2048}, "peak 2.00 KiB"),
     ],
 )
 def test_spelling(name: str, value: object, text: str) -> None:
@@ -75,6 +75,11 @@ def test_rows_are_a_table() -> None:
         ["ffn", "11,008"],
         ["kv", "32", "[grouped]"],
     ]
+
+
+def test_units_stand_with_the_value() -> None:
+    lines = shown({"peak_memory_bytes": 2**20, "seconds": 1.0, "bytes": 5})
+    assert lines == ["Title", "peak memory  1.00 MiB", "time         1.0 s", "size         5 B"]
 
 
 def test_markup_in_values_is_text() -> None:

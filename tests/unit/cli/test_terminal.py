@@ -57,8 +57,11 @@ def test_a_log_without_a_total() -> None:
 
 def test_quick_jobs_leave_no_line() -> None:
     reporter, stream, clock = terminal(interactive=False)
-    spend(reporter, clock, 0.5, 10)
+    clock.now += 60.0
+    spend(reporter, clock, 0.5, 3)
     assert stream.getvalue() == ""
+    spend(reporter, clock, 0.5, 5)
+    assert stream.getvalue() == "layers: 4 of 5, about 0.5 s left\n"
 
 
 def test_only_the_outermost_writes_to_a_log() -> None:
