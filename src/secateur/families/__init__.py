@@ -5,11 +5,11 @@ Another package adds a family with an entry point of the group `secateur.familie
 
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from secateur.errors import UserError
 from secateur.families.family import Config, Family
+from secateur.registry import Registry
 
 ENTRY_POINTS = "secateur.families"
 
@@ -33,22 +33,24 @@ TABLES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Model type -> "module:ATTRIBUTE" of its table."""
+REGISTRY = Registry[Family](kind="model type", group=ENTRY_POINTS, builtin=TABLES)
 
 
 def model_types() -> tuple[str, ...]:
     """Model types that have a table: the built-in ones in order, then those of other packages."""
-    return tuple(_tables())
+    return tuple(REGISTRY.names())
 
 
 def family_for(config: Config) -> Family:
     """The table of a configuration's model type. Raises UserError where there is none."""
     given = getattr(config, "model_type", None)
-    tables = TABLES if given in TABLES else _tables()  # reading the entry points of every installed package takes a while
-    if given not in tables:
+    # Looking up the entry points of every installed package takes a while: only for a type that is not built in.
+    tables = TABLES if given in TABLES else REGISTRY.names()
+    if given is None or given not in tables:
         raise UserError(
-            f"the architecture {given!r} is not supported. Supported model types: {', '.join(tables)}. "
-            f"A new one takes a table of its weights' axes in src/secateur/families, one line in TABLES there and one tiny "
-            f"configuration for the contract tests, or an entry point {ENTRY_POINTS!r} of another package: see docs/families.md."
+            f"the architecture {given!r} is not supported. Supported model types: {', '.join(tables)}. To add one, write a "
+            f"table of its weights' axes in src/secateur/families, one line in TABLES there and one tiny configuration for "
+            f"the contract tests, or register an entry point {ENTRY_POINTS!r} in a package of your own: see docs/families.md."
         )
     module, _, attribute = tables[given].partition(":")
     family = getattr(importlib.import_module(module), attribute, None)
@@ -58,8 +60,3 @@ def family_for(config: Config) -> Family:
             f"`stock` entry for {given!r}. Mend or remove the package that registers it under {ENTRY_POINTS!r}."
         )
     return family
-
-
-def _tables() -> dict[str, str]:
-    """Built-in tables win: another package adds model types, it does not change what one means."""
-    return {**TABLES, **{p.name: p.value for p in entry_points(group=ENTRY_POINTS) if p.name not in TABLES}}

@@ -32,6 +32,6 @@ GPT2 = Family(
         "mlp.c_proj.weight": "ffn -> hidden",
         "mlp.c_proj.bias": "hidden",
     },
-    attrs={"attn.num_heads": "kv", "attn.split_size": "kv head_dim"},
+    attrs={"attn.split_size": "kv head_dim"},
     stock={"gpt2": Stock(fields={"n_inner": "ffn"}, biased=("attn.c_proj.weight", "mlp.c_proj.weight"))},
 )
