@@ -108,7 +108,7 @@ def _is_rows(value: Any) -> bool:
 def _rows(title: str, rows: list[Mapping[str, Any]]) -> RenderableType:
     if not rows:
         return Text(f"{title}: none" if title else "none")
-    table = Table(box=None, pad_edge=False, title=_words(title) or None, title_justify="left")
+    table = Table(box=None, pad_edge=False, title=_words(title) if title else None, title_justify="left")
     names = list(dict.fromkeys(name for row in rows for name in row))
     for name in names:
         numeric = all(isinstance(row.get(name, 0), (int, float)) for row in rows)
