@@ -122,7 +122,9 @@ def main() -> None:
             spent = time.perf_counter() - start
             print(f"step {step}/{steps} loss {loss.item():.3f} {(step + 1) * BATCH * SEQ_LEN / spent:.0f} tokens/s", flush=True)
         if step % 500 == 499:
-            print(f"  held-out perplexity at 128: {perplexity(model.eval(), held.to(args.device), 128, 20_000):.2f}", flush=True)
+            print(
+                f"  held-out perplexity at 128: {perplexity(model.eval(), held.to(args.device), 128, 20_000):.2f}", flush=True
+            )
             model.train()
 
     model = model.eval().to("cpu", torch.bfloat16)

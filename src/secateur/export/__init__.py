@@ -1,0 +1,1 @@
+"""Outputs that other tools open."""

@@ -24,7 +24,9 @@ def check_output(out: Path, *, force: bool) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"the output {str(out)!r} exists and is not a directory. Give another --out.")
     if out.is_dir() and any(out.iterdir()) and not force:
-        raise UserError(f"the output directory {str(out)!r} exists and is not empty. Give another --out, or --force to replace it.")
+        raise UserError(
+            f"the output directory {str(out)!r} exists and is not empty. Give another --out, or --force to replace it."
+        )
     if out.is_dir() and force and any(out.iterdir()) and not (out / "config.json").is_file():
         raise UserError(
             f"the output directory {str(out)!r} is not empty and holds no model: --force replaces models only. Give another --out."
@@ -33,7 +35,9 @@ def check_output(out: Path, *, force: bool) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the directory {str(parent)!r} for the output: {error.strerror}. Give another --out.") from error
+        raise UserError(
+            f"cannot make the directory {str(parent)!r} for the output: {error.strerror}. Give another --out."
+        ) from error
     if not os.access(parent, os.W_OK):
         raise UserError(f"no permission to write in {str(parent)!r}. Give another --out.")
 

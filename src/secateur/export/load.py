@@ -25,7 +25,7 @@ def load(model: str | Path, *, dtype: torch.dtype | None = None, device: torch.d
     directory = locate(str(model))
     record = read_record(directory)
     if record is None or record["stock"]:
-        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto")
         return loaded.to(device).eval()
     return _unequal(directory, record["plan"], dtype).to(device).eval()
 

@@ -2,18 +2,15 @@
 
 import time
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 import torch
 
-from secateur import axes
 from secateur.allocation.choose import counts, layer_sizes
 from secateur.allocation.uniform import Uniform
-from secateur.axes import Sizes
 from secateur.export.huggingface import disk_free
-from secateur.families.binding import Binding
 from secateur.plan import parameters
+from secateur.recipes.flops import flops_per_token
 from secateur.recipes.job import Job
 from secateur.streaming.collect import disk_of, memory_of
 from secateur.surgery.compensate import LeastSquares
@@ -65,12 +62,12 @@ def forecast(job: Job) -> Forecast:
     names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
     hidden = 2 * tokens * binding.sizes["hidden"] * job.dtype.itemsize
     out = source.num_bytes - gone * width
-    seconds = tokens * _flops(binding, [binding.sizes] * binding.num_layers, head=False) * max(walks, 1) / (_rate(job) * OVERHEAD)
+    seconds = tokens * flops_per_token(binding, dense, head=False) * max(walks, 1) / (_rate(job) * OVERHEAD)
     return Forecast(
         model=job.settings.model, method=job.settings.method, compensate=job.settings.compensate, allocation=job.settings.allocation,
         ratio=job.budget / job.block_parameters, ratio_reached=gone / job.block_parameters, parameters_before=source.num_parameters,
         parameters_after=source.num_parameters - gone, bytes_before=source.num_bytes, bytes_after=out,
-        flops_per_token_before=_flops(binding, [binding.sizes] * binding.num_layers), flops_per_token_after=_flops(binding, sizes),
+        flops_per_token_before=flops_per_token(binding, dense), flops_per_token_after=flops_per_token(binding, sizes),
         widths=names, stock=job.shape.stock, notes=job.shape.notes + job.shape.reasons, walks=walks,
         peak_memory_bytes=max(job.fit.peak, job.fit.peak - memory_of(job.request, binding) + solve),
         disk_bytes=out + disk_of(job.request, binding) + hidden,
@@ -84,13 +81,6 @@ def _solving(job: Job) -> int:
         return 0
     widest = max(job.request.channels(job.binding, m) for m in job.request.kinds)
     return 4 * widest**2 + 8 * widest**2 + 3 * 8 * widest * job.binding.sizes["hidden"]
-
-
-def _flops(binding: Binding, layers: list[Sizes], *, head: bool = True) -> int:
-    """Two for each element of every matrix that a token is multiplied with; attention scores are not counted."""
-    inner = sum(prod(axes.shape(s, sizes)) for sizes in layers for s in binding.layer.values() if len(s.dims) == 2)
-    width = axes.shape(binding.outer[binding.embedding], binding.sizes)
-    return 2 * inner + (2 * prod(width) if head else 0)
 
 
 def _rate(job: Job) -> float:

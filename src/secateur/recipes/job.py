@@ -117,9 +117,13 @@ def prepare(settings: PruneSettings) -> Job:
     )
     binding = source.binding
     if source.layers:
-        raise UserError(f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead.")
+        raise UserError(
+            f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead."
+        )
     if settings.out is not None and settings.out.absolute().resolve() == source.directory.resolve():
-        raise UserError(f"--out {str(settings.out)!r} is the model itself. Give another directory: the original is never changed.")
+        raise UserError(
+            f"--out {str(settings.out)!r} is the model itself. Give another directory: the original is never changed."
+        )
     scope = _scope(settings, binding, compensation, allocator)
     budget = _budget(settings, source)
     kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
@@ -128,7 +132,9 @@ def prepare(settings: PruneSettings) -> Job:
         unequal = "layers get unequal sizes, as --allocation global ranks the units of all layers together"
         shape = Shape(stock=False, config=shape.config, reasons=(unequal,))
     if settings.stock and not shape.stock:
-        raise UserError(f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect, or drop --stock.")
+        raise UserError(
+            f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect, or drop --stock."
+        )
     return Job(
         settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
         allocator=allocator, scope=scope, budget=budget, shape=shape,
@@ -154,12 +160,18 @@ def target_binding(job: Job) -> Binding:
 def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation, allocator: Allocator) -> Scope:
     protected = parse_layers(settings.protect, binding.num_layers)
     if len(protected) == binding.num_layers:
-        raise UserError(f"--protect {settings.protect!r} protects all {binding.num_layers} layers: nothing could leave. Name fewer.")
+        raise UserError(
+            f"--protect {settings.protect!r} protects all {binding.num_layers} layers: nothing could leave. Name fewer."
+        )
     pruned = tuple(a for a in settings.axes if a in binding.prunable)
     if "group" in settings.axes and "group" not in pruned:
-        raise UserError(f"--axes group was given, but this {binding.model_type} model has one query head per kv head. Use --axes kv,ffn.")
+        raise UserError(
+            f"--axes group was given, but this {binding.model_type} model has one query head per kv head. Use --axes kv,ffn."
+        )
     if "kv" in pruned and "group" in pruned:
-        raise UserError("--axes kv,group would prune the same heads twice. Give one of them, and ffn if MLP channels may leave too.")
+        raise UserError(
+            "--axes kv,group would prune the same heads twice. Give one of them, and ffn if MLP channels may leave too."
+        )
     if settings.stock and not accepts_ffn(binding):
         pruned = tuple(a for a in pruned if a != "ffn")
     added = new_biases(binding, compensation, pruned)

@@ -26,7 +26,9 @@ def open_model(spec: str, *, dtype: str, device: str, trust_remote_code: bool) -
 
 def open_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name} was given, but this PyTorch ({torch.__version__}) sees no CUDA device. Use --device cpu.")
+        raise UserError(
+            f"--device {name} was given, but this PyTorch ({torch.__version__}) sees no CUDA device. Use --device cpu."
+        )
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name} was given, but there are {torch.cuda.device_count()} CUDA devices, counted from 0.")

@@ -96,7 +96,9 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
 def announce(job: Job, report: Reporter) -> None:
     """Say what will happen before it does, above all how the result will load."""
     if job.source.unused:
-        report.warn(f"left out, as `from_pretrained` leaves it out: {', '.join(job.source.unused[:3])} ({len(job.source.unused)} in all)")
+        report.warn(
+            f"left out, as `from_pretrained` leaves it out: {', '.join(job.source.unused[:3])} ({len(job.source.unused)} in all)"
+        )
     if job.shape.stock:
         report.say("the result will be a stock checkpoint" + "".join(f"; {note}" for note in job.shape.notes))
     else:
@@ -137,7 +139,10 @@ def choose_plan(job: Job, store: Store, report: Reporter) -> Plan:
     layers = kept_layers(binding, job.scope, scores, kept)
     plan = Plan(model_type=binding.model_type, fingerprint=job.source.fingerprint, sizes=dict(binding.sizes), layers=layers)
     left = plan.block_parameters(binding.layer.values())
-    settings = plan_settings(job.settings) | {"ratio_reached": 1 - left / job.block_parameters, "calibration_blocks": job.blocks[0].fingerprint}
+    settings = plan_settings(job.settings) | {
+        "ratio_reached": 1 - left / job.block_parameters,
+        "calibration_blocks": job.blocks[0].fingerprint,
+    }
     return Plan(
         model_type=plan.model_type, fingerprint=plan.fingerprint, sizes=plan.sizes, layers=layers, settings=settings,
         seed=job.settings.seed,
@@ -172,7 +177,9 @@ def perplexity(job: Job, source: Checkpoint, run: RunDirectory | None, report: R
     known = run.recall(key) if run else None
     if known is not None:
         return known["perplexity"]
-    found = perplexity_of(source, held, device=job.device, dtype=job.dtype, limit=job.limit, report=report, label=label).perplexity
+    found = perplexity_of(
+        source, held, device=job.device, dtype=job.dtype, limit=job.limit, report=report, label=label
+    ).perplexity
     if run:
         run.remember(key, {"perplexity": found})
     return found

@@ -1,0 +1,1 @@
+"""Pages for people, from a run's records; imports no torch."""

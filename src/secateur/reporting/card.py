@@ -39,7 +39,7 @@ A structurally pruned version of `{{ base }}`: whole attention heads and MLP cha
 - method `{{ r.method }}`, compensation `{{ r.compensate }}`, allocation `{{ r.allocation }}`, axes {{ settings.axes|join(", ") }}
 - {{ "%.2f%%"|format(100 * r.ratio_reached) }} of the transformer blocks' parameters left ({{ "%.2f%%"|format(100 * r.ratio) }} asked)
 - calibration: {{ r.calibration }}; seed {{ settings.seed }}
-- every layer read back and compared with the original with the dropped units masked: largest relative error {{ "%.1e"|format(r.verified) }}
+- every layer read back and compared with the original, dropped units masked: largest relative error {{ "%.1e"|format(r.verified) }}
 - made with Python {{ environment.python }}, torch {{ environment.torch }}, transformers {{ environment.transformers }}
 
 The command:

@@ -69,9 +69,13 @@ class Checkpoint:
         _check(directory, binding, keys, layers)
         return cls(directory=directory, binding=binding, keys=keys, unused=unused, layers=layers)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the configuration, every weight's name, type and shape, and the first bytes of every weight."""
+        """SHA-256 of the configuration, every weight's name, type and shape, and its first and last bytes."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.binding.config.to_diff_dict(), sort_keys=True, default=str).encode())
         for name, (file, key) in sorted(self.keys.items()):
             entry = file.entries[key]

@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -32,10 +33,18 @@ def fit(
     hidden = shape[0] * shape[1] * binding.sizes["hidden"] * dtype.itemsize
     weights = layer_bytes(binding, dtype) + (0 if dtype == stored else layer_bytes(binding, stored))
     fixed = resident() + weights + statistics
-    spill = hidden > free() // SHARE if limit is None else fixed + hidden + activations(binding, MOST_TOKENS, shape[1], dtype) > limit
+    spill = (
+        hidden > free() // SHARE
+        if limit is None
+        else fixed + hidden + activations(binding, MOST_TOKENS, shape[1], dtype) > limit
+    )
     fixed += 0 if spill else hidden
     tokens = max(shape[1], MOST_TOKENS)
-    while limit is not None and fixed + activations(binding, tokens, shape[1], dtype) > limit and tokens > max(shape[1], LEAST_TOKENS):
+    while (
+        limit is not None
+        and fixed + activations(binding, tokens, shape[1], dtype) > limit
+        and tokens > max(shape[1], LEAST_TOKENS)
+    ):
         tokens //= 2
     tokens = max(tokens, shape[1])
     peak = fixed + activations(binding, tokens, shape[1], dtype)
@@ -67,8 +76,7 @@ def peak() -> int:
 def resident() -> int:
     """The resident set now, in bytes; where the system does not tell, the largest so far."""
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return peak()
 

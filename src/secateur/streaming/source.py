@@ -1,7 +1,7 @@
 """Where weights come from: the one interface of checkpoints on disk and models in memory."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int, Shaped
@@ -11,6 +11,7 @@ from secateur.axes import Kept
 from secateur.families.binding import Binding
 
 
+@runtime_checkable
 class Source(Protocol):
     """Weights by parameter name, in their stored type, on the host. Nothing is kept between calls."""
 

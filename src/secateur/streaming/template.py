@@ -7,7 +7,7 @@ model, by one that hands the hidden state through. So masks, position embeddings
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,8 @@ class Template:
                 raise _AllSeen
             return hidden
 
-        with self._handing_through(seen):
-            try:
-                functional_call(model.base_model, inner, (), {"input_ids": ids, "use_cache": False})
-            except _AllSeen:
-                pass
+        with self._handing_through(seen), suppress(_AllSeen):
+            functional_call(model.base_model, inner, (), {"input_ids": ids, "use_cache": False})
         return first[0], calls
 
     def resized(self, number: int, kept: Kept) -> nn.Module:

@@ -141,7 +141,7 @@ def _entry(path: Path, name: str, body: Any, base: int) -> Entry:
     try:
         shape, (start, stop) = tuple(body["shape"]), body["data_offsets"]
         dtype = DTYPES[body["dtype"]]
-        sound = stop - start == prod(shape) * dtype.itemsize and 0 <= start
+        sound = stop - start == prod(shape) * dtype.itemsize and start >= 0
     except (KeyError, TypeError, ValueError):
         known = ", ".join(DTYPES)
         raise _broken(path, f"tensor {name!r} is described as {body!r} (known types: {known})") from None
@@ -155,7 +155,7 @@ def _broken(path: Path, why: str) -> UserError:
 
 
 def _bytes(x: Tensor) -> memoryview:
-    return memoryview(x.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(x.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _read_into(descriptor: int, out: Tensor, start: int, path: Path) -> None:

@@ -70,21 +70,19 @@ class Walk:
 
         On a CUDA device the next layer is read while the current one computes; on the CPU that would cost a second layer's memory.
         """
-        ahead = self.device.type == "cuda"
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(read_layer, self.source, first) if first < self.binding.num_layers else None
-            for number in range(first, self.binding.num_layers):
-                assert coming is not None
-                weights = to_device(coming.result(), self.device, self.dtype)
-                coming = (
-                    pool.submit(read_layer, self.source, number + 1) if ahead and number + 1 < self.binding.num_layers else None
-                )
+        last = self.binding.num_layers
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(1)) if self.device.type == "cuda" else None
+            coming = pool.submit(read_layer, self.source, first) if pool and first < last else None
+            for number in range(first, last):
+                weights = to_device(
+                    coming.result() if coming else read_layer(self.source, number), self.device, self.dtype
+                )  # fmt: skip
+                coming = pool.submit(read_layer, self.source, number + 1) if pool and number + 1 < last else None
                 self._run(number, weights, hidden, watch(number) if watch else {})
                 del weights
                 hidden.commit(number + 1)
                 yield number
-                if not ahead and number + 1 < self.binding.num_layers:
-                    coming = pool.submit(read_layer, self.source, number + 1)
 
     def _run(
         self, number: int, weights: Mapping[str, Tensor], hidden: HiddenStates, observers: Mapping[str, Sequence[Observer]]
