@@ -1,0 +1,17 @@
+"""Ladders of scores and a budget -> how many units each layer keeps. Sees no weights. Lazy: imports no torch."""
+
+from typing import TYPE_CHECKING
+
+from secateur.registry import Registry
+
+if TYPE_CHECKING:
+    from secateur.allocation.allocator import Allocator
+
+ALLOCATORS: "Registry[Allocator]" = Registry(
+    kind="allocation",
+    group="secateur.allocators",
+    builtin={
+        "uniform": "secateur.allocation.uniform:Uniform",
+        "global": "secateur.allocation.global_:Global",
+    },
+)

@@ -1,0 +1,68 @@
+"""The same fraction of every layer.
+
+The axes are settled from the one with the largest units to the one with the smallest: the first ones (heads) get the count
+nearest to the uniform fraction, and the last one (MLP channels) meets what is left of the budget.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from secateur.allocation.ladder import Ladder, check_budget
+
+Counts = dict[tuple[int, str], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """Layers of equal size keep equal counts, so the output has one shape."""
+
+    name: ClassVar = "uniform"
+    paper: ClassVar = ""
+    standardised: ClassVar = False
+
+    def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
+        """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
+        check_budget(ladders, budget)
+        by_axis: dict[str, list[Ladder]] = {}
+        for ladder in ladders:
+            by_axis.setdefault(ladder.axis, []).append(ladder)
+        coarse_first = sorted(by_axis.values(), key=lambda group: (-max(ladder.cost for ladder in group), group[0].axis))
+        return settle(coarse_first, budget)
+
+
+def settle(groups: Sequence[Sequence[Ladder]], budget: int) -> Counts:
+    """Counts for the first axis near the uniform fraction, the other axes by recursion; the last one meets what is left.
+
+    A count is passed over while the other axes cannot make up for it: when the first axis is most of the layer and has few
+    units, the nearest count may remove more than the whole budget.
+    """
+    first, rest = groups[0], groups[1:]
+    total = sum(ladder.parameters for group in groups for ladder in group)
+    share = budget * sum(ladder.parameters for ladder in first) / total if rest else float(budget)
+    able = sum(ladder.removable for group in rest for ladder in group)
+    options = removals(first)
+
+    def order(fraction: float) -> tuple[float, float, float]:
+        left = budget - options[fraction]
+        return float(max(-left, left - able, 0)), abs(options[fraction] - share), -fraction
+
+    best = min(options, key=order)
+    kept = {(ladder.layer, ladder.axis): ladder.nearest(best * ladder.size) for ladder in first}
+    left = budget - options[best]
+    return {**kept, **(settle(rest, min(max(left, 0), able)) if rest else {})}
+
+
+def removals(ladders: Sequence[Ladder]) -> dict[float, int]:
+    """Fraction kept -> parameters that leave, for every fraction at which one of the ladders has an allowed count."""
+    shapes = Counter((ladder.size, ladder.cost, ladder.allowed) for ladder in ladders)
+    one_of_each = {(ladder.size, ladder.cost, ladder.allowed): ladder for ladder in ladders}
+    fractions = sorted({count / size for size, _, allowed in shapes for count in allowed})
+    return {
+        f: sum(
+            many * cost * (size - one_of_each[size, cost, allowed].nearest(f * size))
+            for (size, cost, allowed), many in shapes.items()
+        )
+        for f in fractions
+    }

@@ -1,0 +1,22 @@
+"""One paper, one file: statistics -> score per unit. Lazy: imports no torch."""
+
+from typing import TYPE_CHECKING
+
+from secateur.registry import Registry
+
+if TYPE_CHECKING:
+    from secateur.criteria.criterion import Criterion
+
+CRITERIA: "Registry[Criterion]" = Registry(
+    kind="method",
+    group="secateur.criteria",
+    builtin={
+        "random": "secateur.criteria.random:Random",
+        "magnitude": "secateur.criteria.magnitude:Magnitude",
+        "magnitude-coupled": "secateur.criteria.magnitude:CoupledMagnitude",
+        "wanda-sp": "secateur.criteria.wanda_sp:WandaSp",
+        "wanda-all": "secateur.criteria.wanda_all:WandaAll",
+        "flap": "secateur.criteria.flap:Flap",
+        "ppsp": "secateur.criteria.ppsp:PPsp",
+    },
+)

@@ -1,0 +1,78 @@
+"""What a criterion is, and how its scores are asked for."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.criteria.unit import CoupledGroup
+from secateur.errors import UserError
+
+# Module path inside the layer -> type of statistic -> the statistic of that module's input.
+Seen = Mapping[str, Mapping[type, Any]]
+Inputs = Literal["reader", "coupled"]
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """A frozen dataclass that turns statistics and weights into one score per unit."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[frozenset[type]]
+    """The types of statistics it reads."""
+    inputs: ClassVar[Inputs]
+    """Of whose inputs: the reader's alone, or every coupled matrix's."""
+
+    def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
+        """Score per unit, float64; larger = keep."""
+        ...
+
+
+@runtime_checkable
+class ColumnCriterion(Criterion, Protocol):
+    """A criterion whose score is reduced from one metric per input channel of the reader."""
+
+    def columns(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " column"]:
+        """The metric per input channel, float64, before it is reduced to units."""
+        ...
+
+
+def unit_scores(criterion: Criterion, group: CoupledGroup, seen: Seen, *, standardised: bool = False) -> Float[Tensor, " unit"]:
+    """Scores on the CPU, float64. `standardised`: comparable between layers and axes, see `standardise`.
+
+    Raises `UserError` if a score is NaN or infinite.
+    """
+    scores = (standardise if standardised else raw)(criterion, group, seen).double().cpu()
+    if not scores.isfinite().all():
+        number = int((~scores.isfinite()).sum())
+        raise UserError(
+            f"layer {group.layer}, axis {group.axis!r}: {criterion.name} gives {number} of {group.num_units} units a "
+            "score that is NaN or infinite. Check the layer's weights for NaN and infinity, and use bf16 or fp32 instead of fp16."
+        )
+    return scores
+
+
+def raw(criterion: Criterion, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
+    return criterion.score(group, seen)
+
+
+def standardise(criterion: Criterion, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
+    """Scores without the scale of their layer, as FLAP ranks all layers together (AL-AM, steps 1 and 2).
+
+    z = (metric - mean) / std over all input channels of the reader, with the unbiased std, and a unit's score is the mean of z
+    over its channels. A criterion without a metric per channel is standardised over its units. Where all are equal, z = 0.
+    """
+    if isinstance(criterion, ColumnCriterion):
+        return group.reduce(z_scores(criterion.columns(group, seen)), "mean")
+    return z_scores(criterion.score(group, seen))
+
+
+def z_scores(values: Float[Tensor, " value"]) -> Float[Tensor, " value"]:
+    values = values.double()
+    centred = values - values.mean()
+    std = centred.square().sum().div(max(len(values) - 1, 1)).sqrt()
+    # Equal values whose mean was rounded must not become z-scores of order one.
+    return centred / std if std > 1e-12 * values.abs().max() else torch.zeros_like(values)

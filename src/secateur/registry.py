@@ -1,0 +1,55 @@
+"""Names to classes, resolved on first use; other packages add names through entry points."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from secateur.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry(Generic[T]):
+    """A lazy table of classes. Listing it imports none of them."""
+
+    kind: str
+    """What one entry is, in the words of a message: `unknown method 'flpa'`."""
+    group: str
+    """Entry-point group in which other packages add names, each with a value `module:Class`."""
+    builtin: Mapping[str, str]
+    """Name -> `module:Class`."""
+
+    def names(self) -> dict[str, str]:
+        """Every known name and where its class is. Raises `UserError` if a plug-in takes a built-in's name."""
+        plugins = {entry.name: entry.value for entry in entry_points(group=self.group)}
+        if clash := sorted(plugins.keys() & self.builtin.keys()):
+            raise UserError(f"a plug-in shadows the built-in {self.kind} {', '.join(clash)}. Rename the plug-in's entry point.")
+        return {**self.builtin, **plugins}
+
+    def __getitem__(self, name: str) -> type[T]:
+        """The class of a name. Raises `UserError` for an unknown name, with the nearest known ones."""
+        known = self.names()
+        if name not in known:
+            raise UserError(f"unknown {self.kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
+        module, _, attribute = known[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def create(self, name: str, options: Mapping[str, Any] | None = None) -> T:
+        """An instance of the named dataclass. Raises `UserError` for an unknown name or option."""
+        kind = self[name]
+        known = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
+        for option in options or {}:
+            if option not in known:
+                allowed = f"Known: {', '.join(known)}." if known else "It has no options."
+                raise UserError(f"{self.kind} {name!r} has no option {option!r}.{did_you_mean(option, known)} {allowed}")
+        return kind(**(options or {}))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that starts with a space, or nothing when no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -1,0 +1,81 @@
+"""Coupled groups of toy layers in every layout the family tables have, with inputs for their modules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from secateur import axes
+from secateur.axes import Kept
+from secateur.criteria.unit import CoupledGroup
+from secateur.statistics.gram import Gram
+from secateur.statistics.moments import Moments
+
+SIZES = {"hidden": 12, "kv": 3, "group": 4, "head_dim": 5, "ffn": 17}
+LAYOUTS: dict[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
+    "llama": (("ffn", "kv", "group"), {
+        "self_attn.q_proj.weight": "(kv group head_dim) <- hidden", "self_attn.q_proj.bias": "(kv group head_dim)",
+        "self_attn.k_proj.weight": "(kv head_dim) <- hidden", "self_attn.v_proj.weight": "(kv head_dim) <- hidden",
+        "self_attn.o_proj.weight": "hidden <- (kv group head_dim)",
+        "mlp.gate_proj.weight": "ffn <- hidden", "mlp.up_proj.weight": "ffn <- hidden", "mlp.down_proj.weight": "hidden <- ffn",
+    }),
+    "phi3": (("ffn", "kv", "group"), {
+        "self_attn.qkv_proj.weight": "(kv group head_dim + kv head_dim + kv head_dim) <- hidden",
+        "self_attn.o_proj.weight": "hidden <- (kv group head_dim)",
+        "mlp.gate_up_proj.weight": "(2 ffn) <- hidden", "mlp.down_proj.weight": "hidden <- ffn",
+    }),
+    "gpt2": (("ffn", "kv"), {
+        "attn.c_attn.weight": "hidden -> (3 kv head_dim)", "attn.c_attn.bias": "(3 kv head_dim)",
+        "attn.c_proj.weight": "(kv head_dim) -> hidden", "attn.c_proj.bias": "hidden",
+        "mlp.c_fc.weight": "hidden -> ffn", "mlp.c_fc.bias": "ffn", "mlp.c_proj.weight": "ffn -> hidden",
+    }),
+    "neox": (("kv",), {
+        "attention.query_key_value.weight": "(kv 3 head_dim) <- hidden", "attention.dense.weight": "hidden <- (kv head_dim)",
+    }),
+}  # fmt: skip
+CASES = [(layout, axis) for layout, (prunable, _) in LAYOUTS.items() for axis in prunable]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    group: CoupledGroup
+    inputs: Mapping[str, Tensor]
+    """Module -> its input [token, channel]."""
+
+    def seen(self, parts: int = 1) -> dict[str, dict[type, object]]:
+        """Statistics of every module's input, gathered from so many parts."""
+        out: dict[str, dict[type, object]] = {}
+        for module, x in self.inputs.items():
+            moments, gram = Moments.of(x[:0]), Gram.of(x[:0])
+            for part in x.tensor_split(parts):
+                moments, gram = moments + Moments.of(part), gram + Gram.of(part)
+            out[module] = {Moments: moments, Gram: gram}
+        return out
+
+    def selected(self, kept: Kept) -> "Case":
+        """The same layer with the units in another order; the reader's input goes with them."""
+        weights = {n: replace(m, value=axes.select(m.value, m.spec, SIZES, kept)) for n, m in self.group.weights.items()}
+        reader = self.group.reader
+        index = axes.dim_index(reader.spec.dims[reader.input_dim], SIZES, kept)
+        inputs = {**self.inputs, reader.module: self.inputs[reader.module][:, index]}
+        return Case(group=replace(self.group, weights=weights), inputs=inputs)
+
+    def cast(self, dtype: torch.dtype) -> "Case":
+        weights = {n: replace(m, value=m.value.to(dtype)) for n, m in self.group.weights.items()}
+        return replace(self, group=replace(self.group, weights=weights))
+
+
+def make_case(layout: str, axis: str, *, seed: int = 0, tokens: int = 40) -> Case:
+    """Random weights, and random correlated inputs whose channels differ in mean and scale."""
+    generator = torch.Generator().manual_seed(seed)
+    specs = {name: axes.parse(text) for name, text in LAYOUTS[layout][1].items()}
+    weights = {n: torch.randn(axes.shape(s, SIZES), generator=generator, dtype=torch.float64) for n, s in specs.items()}
+    group = CoupledGroup.of(layer=1, axis=axis, sizes=SIZES, specs=specs, weights=weights, seed=seed)
+    inputs = {}
+    for matrix in group.matrices:
+        width = matrix.oriented.shape[1]
+        mix = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ mix
+        inputs[matrix.module] = x * torch.linspace(0.5, 2, width) + torch.randn(width, generator=generator)
+    return Case(group=group, inputs=inputs)

@@ -1,0 +1,68 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.allocation.ladder import build_ladder, removed, widths
+from secateur.allocation.uniform import Uniform
+
+
+def stack(layers, heads, head_cost, ffn, channel_cost=3, round_to=1):
+    sizes = {"kv": heads, "ffn": ffn}
+
+    def ladder(layer, axis, cost, allowed):
+        scores = torch.zeros(sizes[axis], dtype=torch.float64)
+        return build_ladder(layer=layer, axis=axis, unit_scores=scores, sizes=sizes, unit_cost=cost, allowed=allowed)
+
+    return [
+        ladder(i, axis, cost, allowed)
+        for i in range(layers)
+        for axis, cost, allowed in (("kv", head_cost, None), ("ffn", channel_cost, widths(ffn, round_to)))
+    ]
+
+
+@given(
+    layers=st.integers(1, 6), heads=st.integers(1, 32), head_cost=st.integers(1, 5000), ffn=st.integers(4, 300),
+    round_to=st.sampled_from([1, 4]), ratio=st.floats(0, 0.7),
+)  # fmt: skip
+def test_layers_are_alike_and_channels_meet_what_heads_leave(layers, heads, head_cost, ffn, round_to, ratio):
+    ladders = stack(layers, heads, head_cost, ffn, round_to=round_to)
+    largest = sum(x.removable for x in ladders)
+    budget = min(int(ratio * sum(x.parameters for x in ladders)), largest)
+    kept = Uniform().allocate(ladders, budget)
+    for axis in ("kv", "ffn"):
+        assert len({kept[i, axis] for i in range(layers)}) == 1
+    heads_can_be_met = heads == 1 or head_cost * heads < 3 * ffn
+    if heads_can_be_met:
+        assert abs(removed(ladders, kept) - budget) <= layers * 3 * round_to
+
+
+def test_heads_get_the_count_nearest_to_the_fraction():
+    """LLaMA-2-7B's layer: 32 heads of 4 * 128 * 4096, 11008 channels of 3 * 4096."""
+    ladders = stack(32, 32, 4 * 128 * 4096, 11008, channel_cost=3 * 4096)
+    total = sum(x.parameters for x in ladders)
+    kept = Uniform().allocate(ladders, total // 5)
+    assert kept[0, "kv"] == 26  # 25.6 is the fraction
+    assert abs(removed(ladders, kept) - total / 5) <= 32 * 3 * 4096 / 2
+    assert kept[0, "ffn"] < 0.8 * 11008  # the channels give what the heads keep too much
+
+
+def test_a_head_stays_when_it_is_more_than_the_budget():
+    """0.276 of two heads is nearer to one than to none, but one head of each layer is 3000 of the 2400 that should leave."""
+    ladders = stack(3, 2, 1000, 300, channel_cost=3)
+    kept = Uniform().allocate(ladders, 2400)
+    assert kept[0, "kv"] == 2
+    assert kept[0, "ffn"] == 300 - 267
+
+
+def test_protected_layers_are_not_asked():
+    ladders = [x for x in stack(4, 8, 100, 50) if x.layer not in (0, 3)]
+    assert {layer for layer, _ in Uniform().allocate(ladders, 500)} == {1, 2}
+
+
+def test_layers_of_different_sizes_keep_the_same_fraction():
+    def channels(layer, size):
+        scores = torch.zeros(size, dtype=torch.float64)
+        return build_ladder(layer=layer, axis="ffn", unit_scores=scores, sizes={"ffn": size}, unit_cost=1)
+
+    kept = Uniform().allocate([channels(0, 100), channels(1, 50)], 60)
+    assert kept == {(0, "ffn"): 60, (1, "ffn"): 30}
