@@ -9,8 +9,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
-from secateur.plan import Plan
-from tests.contract.masking import logits, masked
+from secateur.plan import Plan, parameters, unit_cost
+from secateur.streaming.checkpoint import Checkpoint
+from tests.contract.masking import masked
 from tests.contract.tiny import MODEL_TYPES, tiny_tokens
 from tests.recipes.tiny_checkpoint import tiny_checkpoint, text_beside
 
@@ -27,8 +28,21 @@ def pruned(model_type: str, base: Path, **options):
     return model, secateur.prune(model, out=base / "out", **options)
 
 
+def largest_unit(model: Path) -> float:
+    """Half of the parameters of the largest unit, over those of the whole stack."""
+    binding = Checkpoint.open(model).binding
+    specs = tuple(binding.layer.values())
+    cost = max(unit_cost(specs, binding.sizes, axis) for axis in ("kv", "ffn"))
+    return cost / 2 / parameters(specs, binding.sizes) / binding.num_layers + 1e-9
+
+
 def plan_of(out: Path) -> Plan:
     return Plan.from_json(json.dumps(json.loads((out / "secateur.json").read_text())["plan"]))
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids).logits
 
 
 def greedy(model: torch.nn.Module, ids: torch.Tensor, **options) -> torch.Tensor:
@@ -46,7 +60,7 @@ def test_the_result_computes_as_the_original_with_dropped_units_masked(model_typ
     plan = plan_of(out)
     assert sum(p.numel() for p in small.parameters()) == result.parameters_after < result.parameters_before
     torch.testing.assert_close(logits(small, ids), logits(masked(dense, plan.layers), ids), rtol=1e-4, atol=1e-4)
-    assert abs(result.ratio_reached - 0.3) < 0.02
+    assert abs(result.ratio_reached - 0.3) <= largest_unit(model)
     cached, uncached = greedy(small, ids), greedy(small, ids, use_cache=False)
     assert torch.equal(cached, uncached)
     padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], dim=1)
@@ -60,7 +74,7 @@ def test_the_result_computes_as_the_original_with_dropped_units_masked(model_typ
 
 @pytest.mark.parametrize("model_type", BOTH + CHANNELS)
 def test_a_stock_result_loads_with_plain_transformers(model_type: str, tmp_path: Path):
-    _, result = pruned(model_type, tmp_path, stock=True, axes="ffn" if model_type in CHANNELS else "kv,ffn")
+    _, result = pruned(model_type, tmp_path, stock=True, **({"axes": "ffn", "ratio": 0.2} if model_type in CHANNELS else {}))
     assert result.stock
     plain, info = AutoModelForCausalLM.from_pretrained(result.out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -102,7 +116,7 @@ def test_compensation_brings_the_output_nearer(model_type: str, tmp_path: Path):
 
 @pytest.mark.parametrize("axes", ["group", "group,ffn"])
 def test_query_heads_leave_from_within_their_groups(axes: str, tmp_path: Path):
-    model, result = pruned("llama", tmp_path, axes=axes, compensate="none", ratio=0.15)
+    model, result = pruned("llama", tmp_path, axes=axes, compensate="none", ratio=0.18 if axes == "group" else 0.4)
     plan = plan_of(Path(result.out))
     rows = plan.layers[0]["group"]
     assert len(rows) == 4 and {len(row) for row in rows} == {1}

@@ -44,9 +44,10 @@ class Scope:
         if heads is not None:
             per = {"kv": binding.sizes.get("group", 1), "group": binding.sizes["kv"]}
             may = set(heads)
-            allowed |= {a: tuple(n for n in allowed[a] if n * per[a] in may) for a in per if a in allowed}
+            allowed |= {a: tuple(n for n in allowed[a] if n * per[a] in may or n == binding.sizes[a]) for a in per if a in allowed}
         layers = tuple(i for i in range(binding.num_layers) if i not in spared)
-        return cls(axes=tuple(a for a in pruned if allowed[a]), layers=layers, allowed={a: n for a, n in allowed.items() if n})
+        chosen = tuple(a for a in pruned if len(allowed[a]) > 1)
+        return cls(axes=chosen, layers=layers, allowed={a: allowed[a] for a in chosen})
 
 
 def score(

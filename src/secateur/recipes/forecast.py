@@ -62,6 +62,7 @@ def forecast(job: Job) -> Forecast:
     names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
     hidden = 2 * tokens * binding.sizes["hidden"] * job.dtype.itemsize
     out = source.num_bytes - gone * width
+    dense = [binding.sizes] * binding.num_layers
     seconds = tokens * flops_per_token(binding, dense, head=False) * max(walks, 1) / (_rate(job) * OVERHEAD)
     return Forecast(
         model=job.settings.model, method=job.settings.method, compensate=job.settings.compensate, allocation=job.settings.allocation,

@@ -96,9 +96,9 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         return self.entry(name).dtype
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
         file, key = self.keys[name]
-        return file.read(key)
+        return file.read(key, out)
 
     def read_rows(self, name: str, rows: Int[Tensor, " row"]) -> Shaped[Tensor, "row ..."]:
         file, key = self.keys[name]

@@ -145,7 +145,7 @@ def kinds_of(types: Iterable[Any]) -> frozenset[str]:
 
 def memory_of(request: Request, binding: Binding) -> int:
     """Bytes of one layer's statistics while they are gathered and saved."""
-    per = {"moments": lambda n: 64 * n, "gram": lambda n: 8 * n * n + 4 * n * n // 2 + 8 * 512 * n}
+    per = {"moments": lambda n: 64 * n, "gram": lambda n: 8 * n * n + 8 * 512 * n}
     return sum(per[k](request.channels(binding, m)) for m, kinds in request.kinds.items() for k in kinds)
 
 

@@ -32,7 +32,7 @@ class ModuleSource:
     def dtype(self, name: str) -> torch.dtype:
         return self.model.get_parameter(name).dtype
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
         return self.model.get_parameter(name).detach()
 
     def read_rows(self, name: str, rows: Int[Tensor, " row"]) -> Shaped[Tensor, "row ..."]:

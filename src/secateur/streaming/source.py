@@ -29,7 +29,9 @@ class Source(Protocol):
 
     def dtype(self, name: str) -> torch.dtype: ...
 
-    def read(self, name: str) -> Tensor: ...
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """`out`: a tensor read before that may be overwritten; fresh memory costs more than the reading itself."""
+        ...
 
     def read_rows(self, name: str, rows: Int[Tensor, " row"]) -> Shaped[Tensor, "row ..."]: ...
 
@@ -38,10 +40,12 @@ class Source(Protocol):
         ...
 
 
-def read_layer(source: Source, layer: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Weights of one layer by relative name."""
-    binding = source.binding
-    return {n: source.read(binding.layer_name(layer, n)) for n in (binding.layer if names is None else names)}
+def read_layer(
+    source: Source, layer: int, names: Iterable[str] | None = None, *, over: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Weights of one layer by relative name. `over`: another layer's, no longer needed, whose memory may be taken."""
+    binding, old = source.binding, over or {}
+    return {n: source.read(binding.layer_name(layer, n), old.get(n)) for n in (binding.layer if names is None else names)}
 
 
 def to_device(weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

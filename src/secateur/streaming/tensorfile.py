@@ -4,13 +4,16 @@ A memory mapping would count every page it has touched as resident for as long a
 once and is gone with the tensor. Format: https://huggingface.co/docs/safetensors (8-byte length, JSON header, raw data).
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Int
@@ -47,28 +50,34 @@ class TensorFile:
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":
+        with _reading(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(HEADER_LIMIT, size - 8):
+                raise _broken(path, f"it has {size} bytes and its header claims {length}")
+            text = file.read(length)
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if size < 8 or length > min(HEADER_LIMIT, size - 8):
-                    raise _broken(path, f"it has {size} bytes and its header claims {length}")
-                header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            header = json.loads(text)
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting without end
             raise _broken(path, "its header is not JSON") from error
-        except OSError as error:
-            raise UserError(f"cannot read the weights file {path}: {error.strerror}. Is the download complete?") from error
+        if not isinstance(header, dict):
+            raise _broken(path, "its header is not a JSON object")
         entries = {k: _entry(path, k, v, 8 + length) for k, v in header.items() if k != "__metadata__"}
-        need = max((e.stop for e in entries.values()), default=8 + length)
+        need = 8 + length
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if entry.start != need:
+                raise _broken(path, f"tensor {name!r} starts at byte {entry.start} and the one before it ends at {need}")
+            need = entry.stop
         if need != size:
             raise _broken(path, f"it has {size} bytes and its header needs {need}")
         return cls(path=path, entries=entries)
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor, in memory of its own."""
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """The whole tensor, in memory of its own, or in `out` if that has its type and shape."""
         entry = self.entries[name]
-        out = torch.empty(entry.shape, dtype=entry.dtype)
-        with self.path.open("rb", buffering=0) as file:
+        if out is None or out.dtype != entry.dtype or tuple(out.shape) != entry.shape:
+            out = torch.empty(entry.shape, dtype=entry.dtype)
+        with _reading(self.path) as file:
             _read_into(file.fileno(), out, entry.start, self.path)
         return out
 
@@ -77,7 +86,7 @@ class TensorFile:
         entry = self.entries[name]
         width = (entry.stop - entry.start) // entry.shape[0]
         out = torch.empty((len(rows), *entry.shape[1:]), dtype=entry.dtype)
-        with self.path.open("rb", buffering=0) as file:
+        with _reading(self.path) as file:
             for at, first, count in _runs(rows):
                 _read_into(file.fileno(), out[at : at + count], entry.start + first * width, self.path)
         return out
@@ -87,6 +96,7 @@ class TensorWriter:
     """Writes one safetensors file whose layout is known beforehand, tensor by tensor, in any order.
 
     The full size is reserved on opening, so a full disk shows before any work is lost. `close` syncs and checks completeness.
+    As a context it closes when the block ends well, and removes the file when it does not. An `OSError` names the file.
     """
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
@@ -101,18 +111,17 @@ class TensorWriter:
         self.path, self._missing = path, set(layout)
         self._entries = {k: _entry(path, k, v, 8 + len(text)) for k, v in header.items() if k != "__metadata__"}
         self._file = path.open("w+b", buffering=0)
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        if offset and hasattr(os, "posix_fallocate"):  # macOS has none: there a full disk shows at the write
-            os.posix_fallocate(self._file.fileno(), 8 + len(text), offset)
+        try:
+            self._put(memoryview(len(text).to_bytes(8, "little") + text), 0)
+            self._reserve(8 + len(text), offset)
+        except OSError:
+            self.discard()
+            raise
 
     def write(self, name: str, x: Tensor) -> None:
         entry = self._entries[name]
         assert x.dtype == entry.dtype and tuple(x.shape) == entry.shape, (name, x.dtype, tuple(x.shape), entry)
-        data = _bytes(x.contiguous())
-        at = entry.start
-        while data:
-            done = os.pwrite(self._file.fileno(), data[:CHUNK], at)
-            data, at = data[done:], at + done
+        self._put(_bytes(x.contiguous()), entry.start)
         self._missing.discard(name)
 
     def copy(self, name: str, source: TensorFile, key: str) -> None:
@@ -120,34 +129,92 @@ class TensorWriter:
         entry, mine = source.entries[key], self._entries[name]
         assert entry.stop - entry.start == mine.stop - mine.start, (name, key)
         piece = torch.empty(min(CHUNK, entry.stop - entry.start), dtype=torch.uint8)
-        with source.path.open("rb", buffering=0) as file:
-            for at in range(entry.start, entry.stop, CHUNK):
-                part = piece[: min(CHUNK, entry.stop - at)]
+        for at in range(entry.start, entry.stop, CHUNK):
+            part = piece[: min(CHUNK, entry.stop - at)]
+            with _reading(source.path) as file:
                 _read_into(file.fileno(), part, at, source.path)
-                os.pwrite(self._file.fileno(), _bytes(part), mine.start + at - entry.start)
+            self._put(_bytes(part), mine.start + at - entry.start)
         self._missing.discard(name)
 
     def close(self, *, sync: bool = True) -> None:
         assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
         if sync:
-            os.fsync(self._file.fileno())
+            with _named(self.path):
+                os.fsync(self._file.fileno())
         self._file.close()
 
     def abandon(self) -> None:
         self._file.close()
 
+    def discard(self) -> None:
+        """Close and remove the file, so that what was reserved for it is free again."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "TensorWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if not self._file.closed:
+                self.discard()
+
+    def _reserve(self, start: int, length: int) -> None:
+        if not length or not hasattr(os, "posix_fallocate"):  # macOS has none: there a full disk shows at the write
+            return
+        try:
+            with _named(self.path):
+                os.posix_fallocate(self._file.fileno(), start, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot reserve
+                raise
+
+    def _put(self, data: memoryview, at: int) -> None:
+        with _named(self.path):
+            while data:
+                done = os.pwrite(self._file.fileno(), data[:CHUNK], at)
+                data, at = data[done:], at + done
+
 
 def _entry(path: Path, name: str, body: Any, base: int) -> Entry:
     try:
         shape, (start, stop) = tuple(body["shape"]), body["data_offsets"]
-        dtype = DTYPES[body["dtype"]]
-        sound = stop - start == prod(shape) * dtype.itemsize and start >= 0
+        kind = body["dtype"]
+        if any(type(n) is not int or n < 0 for n in (*shape, start, stop)) or not isinstance(kind, str):
+            raise TypeError
     except (KeyError, TypeError, ValueError):
-        known = ", ".join(DTYPES)
-        raise _broken(path, f"tensor {name!r} is described as {body!r} (known types: {known})") from None
-    if not sound:
+        raise _broken(path, f"tensor {name!r} is described as {str(body)[:200]}") from None
+    if kind not in DTYPES:
+        raise UserError(
+            f"the weights file {path} holds tensor {name!r} in the type {kind}, which cannot be read. Types that can be: "
+            f"{', '.join(DTYPES)}. If the model is quantised, take the unquantised one."
+        )
+    dtype = DTYPES[kind]
+    if stop - start != prod(shape) * dtype.itemsize:
         raise _broken(path, f"tensor {name!r} of shape {list(shape)} claims {stop - start} bytes")
     return Entry(dtype=dtype, shape=shape, start=base + start, stop=base + stop)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot read the weights file {path}: {error.strerror}. Is it still there, and whole?") from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Calls on a descriptor say what failed, but not of which file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _broken(path: Path, why: str) -> UserError:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.errors import UserError
 from secateur.families.binding import Binding
+from secateur.streaming.finite import blame, finite
 from secateur.streaming.hidden import HiddenStates
 from secateur.streaming.source import Source, read_layer, to_device
 from secateur.streaming.template import Call, Template, run_layer
@@ -68,16 +68,16 @@ class Walk:
     def layers(self, hidden: HiddenStates, *, first: int = 0, watch: Watch | None = None) -> Iterator[int]:
         """Run the layers from `first` on; yields each layer's number when its output is complete in `hidden`.
 
-        On a CUDA device the next layer is read while the current one computes; on the CPU that would cost a second layer's memory.
+        On a CUDA device the next layer is read while the current one computes; on the CPU that would cost a second layer's memory,
+        and each layer is read over the one before.
         """
-        last = self.binding.num_layers
+        last, read = self.binding.num_layers, {}
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(1)) if self.device.type == "cuda" else None
             coming = pool.submit(read_layer, self.source, first) if pool and first < last else None
             for number in range(first, last):
-                weights = to_device(
-                    coming.result() if coming else read_layer(self.source, number), self.device, self.dtype
-                )  # fmt: skip
+                read = coming.result() if coming else read_layer(self.source, number, over=read)
+                weights = to_device(read, self.device, self.dtype)
                 coming = pool.submit(read_layer, self.source, number + 1) if pool and number + 1 < last else None
                 self._run(number, weights, hidden, watch(number) if watch else {})
                 del weights
@@ -89,17 +89,17 @@ class Walk:
     ) -> None:
         kept = self.source.kept(number)
         module = self.template.resized(number, kept) if kept else self.binding.layer_module(number)
-        finite = True
+        sound = True
         with ExitStack() as hooks:
             for path, watching in observers.items():
                 hooks.enter_context(_observed(module.get_submodule(path), watching))
             for a, b in self.batches(hidden.shape):
                 call = self.template.resized_call(self.calls[b - a][number], kept)
                 out = run_layer(self.binding, module, weights, hidden.get(a, b).to(self.device), call)
-                finite = finite and bool(out.isfinite().all())
+                sound = sound and finite(out)
                 hidden.put(a, out)
-        if not finite:
-            raise _blame(self.source, number)
+        if not sound:
+            raise blame(self.source, number)
 
     @torch.no_grad()
     def logits(
@@ -139,18 +139,3 @@ class _observed:
 
     def __exit__(self, *_: object) -> None:
         self.handle.remove()
-
-
-def _blame(source: Source, layer: int) -> UserError:
-    """Which weight made a layer's output non-finite."""
-    for name in source.binding.layer:
-        full = source.binding.layer_name(layer, name)
-        if not source.read(full).isfinite().all():
-            return UserError(
-                f"layer {layer} holds NaN or infinity: {source.origin(full)}. Nothing was written. The checkpoint is damaged or "
-                f"its training diverged: get a sound copy of it."
-            )
-    return UserError(
-        f"layer {layer} gives NaN or infinity although its weights are finite: the activations overflow. "
-        f"Compute in a wider type: --dtype fp32 (or bf16 instead of fp16)."
-    )

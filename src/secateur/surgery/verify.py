@@ -8,6 +8,7 @@ from torch import Tensor
 
 from secateur import axes
 from secateur.errors import UserError
+from secateur.streaming.finite import blame, finite
 from secateur.streaming.source import read_layer, to_device
 from secateur.streaming.template import Template, run_layer
 from secateur.surgery.rebuild import Rebuild, masked_readers
@@ -49,6 +50,8 @@ class Verifier:
         whole = to_device(whole, self.device, self.dtype)
         expected = run_layer(target, target.layer_module(layer), whole, self.hidden, call)
         del whole
+        if not finite(expected):
+            raise blame(self.rebuild.source, layer)
         module, resized = self.template.resized(layer, kept), self.template.resized_call(call, kept)
         got = run_layer(target, module, to_device(new, self.device, self.dtype), self.hidden, resized)
         error = float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-300))

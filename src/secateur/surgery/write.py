@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -64,8 +65,8 @@ def write(
     rebuild: Rebuild, source: Checkpoint, shards: Shards, directory: Path, verifier: Verifier | None = None
 ) -> Iterator[int]:
     """Write all weight files into an existing, empty directory; yields each layer's number when it is on disk (and checked)."""
-    writers = {name: TensorWriter(directory / name, layout) for name, layout in shards.files.items()}
-    try:
+    with ExitStack() as opened:
+        writers = {n: opened.enter_context(TensorWriter(directory / n, layout)) for n, layout in shards.files.items()}
         outer = [n for n in shards.place if source.binding.locate(n) is None]
         for name in outer:
             file, key = shards.place[name]
@@ -83,12 +84,7 @@ def write(
             if verifier is not None:
                 verifier.check(layer, new)
             yield layer
-        for writer in writers.values():
-            writer.close()
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-    if len(writers) > 1:
+    if len(shards.files) > 1:
         index = {
             "metadata": {"total_size": shards.num_bytes, "total_parameters": shards.num_parameters},
             "weight_map": {key: file for file, key in shards.place.values()},
