@@ -108,8 +108,9 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         return {**record, "stock": bool(record["stock"]), "plan": Plan.from_json(json.dumps(record["plan"]))}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} was not written by secateur, or is damaged: {type(error).__name__}: {error}.") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
+        raise UserError(f"{path} is damaged, or was not written by this secateur: {why} Copy it again.") from error
 
 
 def _tuples(value: Any) -> Any:

@@ -13,7 +13,7 @@ from secateur.plan import Plan, parameters, unit_cost
 from secateur.streaming.checkpoint import Checkpoint
 from tests.contract.masking import masked
 from tests.contract.tiny import MODEL_TYPES, tiny_tokens
-from tests.recipes.tiny_checkpoint import tiny_checkpoint, text_beside
+from tests.recipes.tiny_checkpoint import text_beside, tiny_checkpoint
 
 # Families whose own configuration can hold pruned heads and channels, and those that can hold channels alone.
 BOTH = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3")

@@ -44,7 +44,9 @@ class Scope:
         if heads is not None:
             per = {"kv": binding.sizes.get("group", 1), "group": binding.sizes["kv"]}
             may = set(heads)
-            allowed |= {a: tuple(n for n in allowed[a] if n * per[a] in may or n == binding.sizes[a]) for a in per if a in allowed}
+            allowed |= {
+                a: tuple(n for n in allowed[a] if n * per[a] in may or n == binding.sizes[a]) for a in per if a in allowed
+            }
         layers = tuple(i for i in range(binding.num_layers) if i not in spared)
         chosen = tuple(a for a in pruned if len(allowed[a]) > 1)
         return cls(axes=chosen, layers=layers, allowed={a: allowed[a] for a in chosen})

@@ -38,9 +38,11 @@ class Perplexity:
 @torch.no_grad()
 def measure(walk: Walk, ids: Int[Tensor, "window token"], *, spill: bool = False, track: Track | None = None) -> Perplexity:
     """Walk the windows through the model and read the loss off the head; logits and sums in float32 and float64."""
-    with TemporaryDirectory(prefix="secateur-") as directory:
-        shape: Any = (*ids.shape, walk.binding.sizes["hidden"])
-        hidden = HiddenStates(shape, walk.dtype, directory=Path(directory) if spill else None, spill=spill)
+    shape: Any = (*ids.shape, walk.binding.sizes["hidden"])
+    with (
+        TemporaryDirectory(prefix="secateur-") as directory,
+        HiddenStates(shape, walk.dtype, directory=Path(directory) if spill else None, spill=spill) as hidden,
+    ):
         walk.start(ids, hidden)
         layers = walk.layers(hidden)
         for layer in track(layers, walk.binding.num_layers) if track else layers:

@@ -1,6 +1,7 @@
 """What a job would take and give, from headers and tables alone; and what any ratio would mean for a model."""
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,12 +59,13 @@ def forecast(job: Job) -> Forecast:
     width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
     walks = int(bool(job.request.kinds)) + (0 if job.settings.evaluation == "none" else 2)
     tokens = job.settings.samples * job.settings.seq_len
-    solve = _solving(job)
+    solve = _solving(job, kept)
     names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
     hidden = 2 * tokens * binding.sizes["hidden"] * job.dtype.itemsize
     out = source.num_bytes - gone * width
     dense = [binding.sizes] * binding.num_layers
-    seconds = tokens * flops_per_token(binding, dense, head=False) * max(walks, 1) / (_rate(job) * OVERHEAD)
+    seconds = tokens * flops_per_token(binding, dense, head=False) * max(walks, 1) / (_rate(job, job.dtype) * OVERHEAD)
+    seconds += _compensating(job, kept, tokens)
     return Forecast(
         model=job.settings.model, method=job.settings.method, compensate=job.settings.compensate, allocation=job.settings.allocation,
         ratio=job.budget / job.block_parameters, ratio_reached=gone / job.block_parameters, parameters_before=source.num_parameters,
@@ -76,19 +78,38 @@ def forecast(job: Job) -> Forecast:
     )  # fmt: skip
 
 
-def _solving(job: Job) -> int:
-    """Bytes of the largest least-squares problem: its Gram matrix, the factor, and the reader in float64."""
+def _solving(job: Job, kept: Mapping[Any, int]) -> int:
+    """Bytes of the largest least-squares problem: its Gram matrix, the factor, and two right-hand sides in float64."""
     if not isinstance(job.compensation, LeastSquares):
         return 0
-    widest = max(job.request.channels(job.binding, m) for m in job.request.kinds)
-    return 4 * widest**2 + 8 * widest**2 + 3 * 8 * widest * job.binding.sizes["hidden"]
+    problems = _readers(job, kept, job.scope.layers[0])
+    return max(4 * width**2 + 8 * stays**2 + 16 * stays * job.binding.sizes["hidden"] for width, stays in problems)
 
 
-def _rate(job: Job) -> float:
+def _compensating(job: Job, kept: Mapping[Any, int], tokens: int) -> float:
+    """Seconds for the Gram matrices (float32, half of each) and for the factorisations (float64, at half the rate)."""
+    if not isinstance(job.compensation, LeastSquares):
+        return 0.0
+    flops = 0.0
+    for layer in job.scope.layers:
+        for width, stays in _readers(job, kept, layer):
+            flops += tokens * width**2 + 2 * (stays**3 / 3 + 4 * job.binding.sizes["hidden"] * stays**2)
+    return flops / _rate(job, torch.float32)
+
+
+def _readers(job: Job, kept: Mapping[Any, int], layer: int) -> Iterator[tuple[int, int]]:
+    """(channels now, channels that stay) of every reader of a layer."""
+    for axis in job.scope.axes:
+        for name in job.binding.readers(axis):
+            width = job.request.channels(job.binding, name.removesuffix(".weight"))
+            yield width, width * kept[layer, axis] // job.binding.sizes[axis]
+
+
+def _rate(job: Job, dtype: torch.dtype) -> float:
     """FLOP per second of this machine's matrix product at the model's width, measured for a fifth of a second."""
     hidden, wide = job.binding.sizes["hidden"], job.binding.sizes["ffn"]
-    x = torch.ones(HEAD_TOKENS, hidden, dtype=job.dtype, device=job.device)
-    w = torch.ones(wide, hidden, dtype=job.dtype, device=job.device)
+    x = torch.ones(HEAD_TOKENS, hidden, dtype=dtype, device=job.device)
+    w = torch.ones(wide, hidden, dtype=dtype, device=job.device)
     torch.nn.functional.linear(x, w)
     start, rounds = time.perf_counter(), 0
     while time.perf_counter() - start < 0.2:

@@ -18,7 +18,7 @@ from secateur.axes import Kept
 from secateur.errors import UserError
 from secateur.families import family_for
 from secateur.families.binding import Binding, bind
-from secateur.plan import read_record
+from secateur.plan import RECORD, read_record
 from secateur.streaming.tensorfile import Entry, TensorFile
 
 INDEX = "model.safetensors.index.json"
@@ -58,10 +58,10 @@ class Checkpoint:
         files = shards(directory)
         config = read_config(directory, trust_remote_code=trust_remote_code)
         found = {key: file for file in files for key in file.entries}
-        if missing_type := {str(f.entries[k].dtype) for k, f in found.items() if f.entries[k].dtype not in FLOATS} - _INTEGERS:
-            raise _quantised(directory, f"weights of type {', '.join(sorted(missing_type))}")
+        if narrow := {str(f.entries[k].dtype) for k, f in found.items() if f.entries[k].dtype not in FLOATS} - _BUFFERS:
+            raise _quantised(directory, f"weights of type {', '.join(sorted(narrow))}")
         stored = dtype or _common_dtype(found)
-        binding = bind(config, dtype=stored, trust_remote_code=trust_remote_code)
+        binding = _bound(directory, config, stored, trust_remote_code=trust_remote_code)
         keys = {name: (found[key], key) for name, key in spellings(binding, found).items()}
         unused = tuple(sorted(set(found) - {key for _, key in keys.values()}))
         record = read_record(directory)
@@ -117,7 +117,7 @@ class Checkpoint:
         return sum(torch.Size(self.entry(n).shape).numel() for n in self.keys)
 
 
-_INTEGERS = {"torch.int64", "torch.bool", "torch.uint8"}  # of old mask buffers; a weight of such a type fails the later checks
+_BUFFERS = {"torch.int64", "torch.bool", "torch.uint8"}  # of old masks and positions, which the model does not read
 
 
 def locate(spec: str) -> Path:
@@ -127,14 +127,14 @@ def locate(spec: str) -> Path:
         return path
     if path.exists():
         raise UserError(f"{spec!r} is a file. Give the directory of a Hugging Face model (with config.json), or a hub id.")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
         raise UserError(f"there is no directory {spec!r}. Give the directory of a Hugging Face model, or a hub id (org/name).")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(spec, allow_patterns=list(PATTERNS)))
     except Exception as error:  # the hub raises a dozen kinds: not found, gated, offline, no network
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].rstrip(".") + "."
         raise UserError(
             f"{spec!r} is not a directory here and could not be had from the hub: {type(error).__name__}: {reason} "
             f"Check the name, log in with `hf auth login` if the model is gated, or give a local directory."
@@ -148,15 +148,22 @@ def read_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     path = directory / "config.json"
     try:
         body = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. A Hugging Face model directory has a config.json.") from error
-    if not isinstance(body, dict) or "model_type" not in body:
-        raise UserError(f"{path} has no `model_type`: it is not the configuration of a Hugging Face model.")
-    if "quantization_config" in body:
-        kind = body["quantization_config"].get("quant_method", "unknown")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Give the directory of a Hugging Face model, which has a config.json."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}. Download or copy it again.") from error
+    if not isinstance(body, dict) or not isinstance(body.get("model_type"), str):
+        raise UserError(
+            f"{path} has no `model_type`: it is not the configuration of a Hugging Face model. Give the directory of one."
+        )
+    if body.get("quantization_config") is not None:
+        given = body["quantization_config"]
+        kind = given.get("quant_method", "of an unknown kind") if isinstance(given, dict) else "of an unknown kind"
         raise _quantised(directory, f"a quantization_config ({kind})")
     family_for(_Named(body["model_type"]))  # refuse early, before transformers' own message
-    if "auto_map" in body and not trust_remote_code:
+    if body.get("auto_map") and not trust_remote_code:
         raise UserError(
             f"{directory} brings its own model code ({', '.join(body['auto_map'])}), which is not run unless you ask: "
             f"read the code, then give --trust-remote-code. A model written by secateur loads with secateur.load."
@@ -164,7 +171,26 @@ def read_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # strict configuration classes raise several kinds
-        raise UserError(f"{path} is not a valid {body['model_type']!r} configuration: {error}") from error
+        raise _invalid(path, body["model_type"], error) from error
+
+
+def _bound(directory: Path, config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Binding:
+    try:
+        binding = bind(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
+    except Exception as error:  # a model class finds what its configuration class let through, each in its own way
+        raise _invalid(directory / "config.json", config.model_type, error) from error
+    if not binding.num_layers:
+        raise UserError(f"{directory / 'config.json'} describes a model without layers. Download or copy it again.")
+    return binding
+
+
+def _invalid(path: Path, model_type: str, error: Exception) -> UserError:
+    why = " ".join(str(error).split()).rstrip(".")
+    return UserError(
+        f"{path} is not a valid {model_type!r} configuration: {type(error).__name__}: {why}. Mend it, or download it again."
+    )
 
 
 def shards(directory: Path) -> list[TensorFile]:
@@ -188,7 +214,10 @@ def shards(directory: Path) -> list[TensorFile]:
             f"{directory} holds its weights as pickles only ({pickles[0]}), which can run code when opened. Only safetensors "
             f"are read: save the model with `save_pretrained`, or take a revision of it that has safetensors."
         )
-    raise UserError(f"{directory} has neither {SINGLE} nor {INDEX}: no weights to prune.")
+    raise UserError(
+        f"{directory} has neither {SINGLE} nor {INDEX}: no weights to read. Download the model again, whole, or save it with "
+        f"`save_pretrained`."
+    )
 
 
 class _Named:
@@ -229,12 +258,19 @@ def spellings(binding: Binding, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _check(directory: Path, binding: Binding, keys: Mapping[str, tuple[TensorFile, str]], layers: Sequence[Kept]) -> None:
+    if layers and len(layers) != binding.num_layers:
+        raise UserError(
+            f"{directory / RECORD} describes {len(layers)} layers and config.json {binding.num_layers}: they do not belong "
+            f"together. Copy the directory again, whole."
+        )
     for name in binding.names():
         if name not in keys:
             raise UserError(
                 f"the weight {name!r} is in no file of {directory}. The checkpoint is incomplete: download it again."
             )
         file, key = keys[name]
+        if file.entries[key].dtype not in FLOATS:
+            raise _quantised(directory, f"the weight {key!r} in the type {file.entries[key].dtype}")
         at = binding.locate(name)
         sizes = axes.kept_sizes(binding.sizes, layers[at[0]]) if layers and at else binding.sizes
         shape, expected = file.entries[key].shape, axes.shape(binding.spec(name), sizes)

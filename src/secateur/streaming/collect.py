@@ -10,9 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur import axes
+from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.statistics import ACCUMULATORS, STATISTICS
-from secateur.streaming.hidden import HiddenStates, boundary
+from secateur.streaming.hidden import HiddenStates, boundary, intact
 from secateur.streaming.tensorfile import TensorFile, TensorWriter
 from secateur.streaming.walk import Observer, Walk
 
@@ -50,7 +51,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """One file of statistics for each layer, which appears when the layer is finished: that is the journal of a walk."""
+    """One file of statistics for each layer, which appears when the layer is finished: that is the journal of a walk.
+
+    A layer's file keeps what earlier walks over the same tokens found, so going back to another method walks no more.
+    """
 
     directory: Path
 
@@ -58,14 +62,20 @@ class Store:
         return self.directory / f"layer-{layer:03d}.safetensors"
 
     def save(self, layer: int, seen: Seen) -> None:
+        """Put statistics into a layer's file, beside what is there already."""
         tensors = {
             f"{module}:{kind}:{name}": x
             for module, kinds in seen.items() for kind, value in kinds.items() for name, x in value.to_tensors().items()
         }  # fmt: skip
-        writer = TensorWriter(self.directory / "layer.partial", {k: (x.dtype, tuple(x.shape)) for k, x in tensors.items()})
-        for key, x in tensors.items():
-            writer.write(key, x.cpu())
-        writer.close()
+        layout = {k: (x.dtype, tuple(x.shape)) for k, x in tensors.items()}
+        old = self._file(layer)
+        others = {k: (e.dtype, e.shape) for k, e in old.entries.items() if k not in tensors} if old else {}
+        with TensorWriter(self.directory / "layer.safetensors.partial", layout | others) as writer:
+            for key, x in tensors.items():
+                writer.write(key, x.cpu())
+            for key in others:
+                assert old is not None
+                writer.copy(key, old, key)
         os.replace(writer.path, self.path(layer))
 
     def load(self, layer: int, *, modules: Iterable[str] | None = None, kinds: Iterable[str] | None = None) -> Seen:
@@ -81,18 +91,26 @@ class Store:
         return {m: {k: STATISTICS[k].from_tensors(t) for k, t in kinds.items()} for m, kinds in parts.items()}
 
     def has(self, layer: int, request: Request) -> bool:
-        if not self.path(layer).is_file():
-            return False
-        present = {tuple(key.split(":")[:2]) for key in TensorFile.open(self.path(layer)).entries}
+        """Everything that is asked for is stored; a damaged file holds nothing."""
+        file = self._file(layer)
+        present = {tuple(key.split(":")[:2]) for key in file.entries} if file else set()
         return all((module, kind) in present for module, kinds in request.kinds.items() for kind in kinds)
 
     def finished(self, num_layers: int, request: Request) -> int:
         """How many layers from the first on hold everything that is asked for."""
         return next((i for i in range(num_layers) if not self.has(i, request)), num_layers)
 
-    def clear(self) -> None:
-        for path in [*self.directory.glob("layer-*.safetensors"), *self.directory.glob("hidden-*.safetensors")]:
-            path.unlink()
+    def sweep(self, *, keep: int | None = None) -> None:
+        """Remove what an interrupted walk left besides statistics, but the hidden states before layer `keep`."""
+        for path in [*self.directory.glob("hidden-*.safetensors"), *self.directory.glob("*.safetensors.partial")]:
+            if keep is None or path != boundary(self.directory, keep):
+                path.unlink(missing_ok=True)
+
+    def _file(self, layer: int) -> TensorFile | None:
+        try:
+            return TensorFile.open(self.path(layer)) if self.path(layer).is_file() else None
+        except UserError:
+            return None
 
 
 def collect(
@@ -100,22 +118,32 @@ def collect(
 ) -> Iterator[int]:
     """Walk the layers whose statistics the store lacks; yields the number of each as it is stored.
 
-    With `resume` the walk goes on after the last finished layer of an interrupted one; else leftovers are thrown away.
+    With `resume` the walk goes on after the last finished layer of an interrupted one; else it begins anew.
     """
     num_layers = walk.binding.num_layers
-    first = store.finished(num_layers, request)
+    first = start_of(store, num_layers, request, resume=resume)
+    store.sweep(keep=first if first < num_layers else None)
     if first == num_layers:
         return
-    if not (resume and first and boundary(store.directory, first).is_file()):
-        store.clear()
-        first = 0
     shape = (*ids.shape, walk.binding.sizes["hidden"])
-    hidden = HiddenStates(shape, walk.dtype, directory=store.directory, spill=spill)  # type: ignore[arg-type]
-    if first:
-        hidden.restore(first)
-        walk.start(ids, None)
-    else:
-        walk.start(ids, hidden)
+    with HiddenStates(shape, walk.dtype, directory=store.directory, spill=spill) as hidden:  # type: ignore[arg-type]
+        if first:
+            hidden.restore(first)
+            walk.start(ids, None)
+        else:
+            walk.start(ids, hidden)
+        yield from _gather(walk, request, store, hidden, first)
+        hidden.forget(num_layers)
+
+
+def start_of(store: Store, num_layers: int, request: Request, *, resume: bool) -> int:
+    """The layer that a walk for these statistics starts with; `num_layers` if it has nothing to do."""
+    first = store.finished(num_layers, request)
+    goes_on = first == num_layers or (resume and intact(boundary(store.directory, first)))
+    return first if goes_on else 0
+
+
+def _gather(walk: Walk, request: Request, store: Store, hidden: HiddenStates, first: int) -> Iterator[int]:
     current: dict[str, dict[str, Any]] = {}
 
     def watch(layer: int) -> dict[str, list[Observer]]:
@@ -126,11 +154,14 @@ def collect(
         return {module: [a.update for a in kinds.values()] for module, kinds in current.items()}
 
     for layer in walk.layers(hidden, first=first, watch=watch):
-        store.save(layer, {m: {k: a.result() for k, a in kinds.items()} for m, kinds in current.items()})
+        found = {m: {k: a.result() for k, a in kinds.items()} for m, kinds in current.items()}
         current.clear()
+        for module, kinds in found.items():
+            for value in kinds.values():
+                value.require_finite(f"layer {layer}, the input of {module}")
+        store.save(layer, found)
         hidden.forget(layer)
         yield layer
-    hidden.forget(num_layers)
 
 
 def by_type(seen: Seen) -> dict[str, dict[type, Any]]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.errors import UserError
 from secateur.streaming.tensorfile import TensorFile, TensorWriter
 
 
@@ -14,7 +15,8 @@ class HiddenStates:
     """[block, token, hidden] of the boundary before `layer`, replaced block by block while a layer runs.
 
     With `directory`, `commit` leaves the boundary there as `hidden-NNN.safetensors`, and only the newest one. With `spill` the
-    blocks live in files alone, so that memory holds no more than the blocks in use.
+    blocks live in files alone, so that memory holds no more than the blocks in use. As a context it removes what it was writing
+    when the block ends badly.
     """
 
     def __init__(
@@ -26,6 +28,13 @@ class HiddenStates:
         self._memory = None if spill else torch.empty(shape, dtype=dtype)
         self._reader: TensorFile | None = None
         self._writer: TensorWriter | None = None
+
+    def __enter__(self) -> "HiddenStates":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.discard()
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +87,16 @@ class HiddenStates:
     def _begin(self) -> TensorWriter:
         assert self._directory is not None
         layout = {str(i): (self.dtype, self.shape[1:]) for i in range(self.shape[0])}
-        return TensorWriter(self._directory / "hidden.partial", layout)
+        return TensorWriter(self._directory / "hidden.safetensors.partial", layout)
+
+
+def intact(path: Path) -> bool:
+    """A boundary that can be gone on from. It was not synced: a power failure can leave tokens in it that are all zero."""
+    try:
+        file = TensorFile.open(path)
+        return all(bool(file.read(name).any(-1).all()) for name in file.entries)
+    except UserError:
+        return False
 
 
 def boundary(directory: Path, layer: int) -> Path:
