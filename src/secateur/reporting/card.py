@@ -16,7 +16,7 @@ TEMPLATE = """\
 # {{ name }}
 
 A structurally pruned version of `{{ base }}`: whole attention heads and MLP channels were removed by
-[Secateur](https://github.com/secateur) {{ environment.secateur }}; what remains is an ordinary, smaller, dense model.
+Secateur {{ environment.secateur }}; what remains is an ordinary, smaller, dense model.
 
 | | before | after |
 |---|---|---|
