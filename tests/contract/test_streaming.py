@@ -94,12 +94,16 @@ def test_statistics_of_a_walk_are_those_of_what_modules_read(model_type: str, tm
     model = tiny_model(model_type)
     source = ModuleSource.of(model)
     binding = source.binding
-    request = Request.of(binding, ("ffn", "kv"), {"moments", "gram"}) | Request.of(binding, ("ffn", "kv"), {"moments"}, "coupled")
+    request = Request.of(binding, ("ffn", "kv"), {"moments", "gram"}) | Request.of(
+        binding, ("ffn", "kv"), {"moments"}, "coupled"
+    )
     ids = tiny_tokens(4, 8)
     seen: dict[str, list[torch.Tensor]] = {}
     for name, module in model.named_modules():
         if any(name.endswith(path) for path in request.kinds):
-            module.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0].flatten(0, -2)))
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: seen.setdefault(name, []).append(args[0].flatten(0, -2))
+            )
     logits(model, ids)
     store = Store(directory=tmp_path)
     with Float64():
@@ -180,7 +184,9 @@ def test_old_spellings_are_read_as_from_pretrained_reads_them_and_kept(model_typ
     torch.testing.assert_close(logits(again, ids), logits(model, ids))
     source = Checkpoint.open(tmp_path / "model")
     torch.testing.assert_close(walked(source, ids), logits(model, ids), rtol=1e-9, atol=1e-9)
-    plan = Plan(model_type=model_type, fingerprint="", sizes=dict(source.binding.sizes), layers=({"ffn": (0, 1)}, {"ffn": (2, 3)}))
+    plan = Plan(
+        model_type=model_type, fingerprint="", sizes=dict(source.binding.sizes), layers=({"ffn": (0, 1)}, {"ffn": (2, 3)})
+    )
     rebuild = Rebuild(source=source, target=source.binding, plan=plan, compensation=NoCompensation(), seen=lambda *_: {})
     (tmp_path / "out").mkdir()
     assert len(list(write(rebuild, source, Shards.of(rebuild, source), tmp_path / "out"))) == 2

@@ -156,7 +156,7 @@ def test_the_directory_is_what_people_expect(tmp_path: Path):
 
 def test_pruning_again_with_another_ratio_needs_no_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, first = pruned("llama", tmp_path)
-    monkeypatch.setattr("secateur.recipes.prune.collect", lambda *a, **k: pytest.fail("walked again"))
+    monkeypatch.setattr("secateur.recipes.steps.collect", lambda *a, **k: pytest.fail("walked again"))
     second = secateur.prune(model, out=tmp_path / "second", ratio=0.4, calibration=str(text_beside(model)), **QUICK)
     assert second.run_dir == first.run_dir and second.parameters_after < first.parameters_after
 

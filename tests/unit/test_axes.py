@@ -48,4 +48,6 @@ def test_units_of_query_heads_are_pairs():
     dim = axes.parse("(kv group head_dim + kv head_dim)").dims[0]
     assert axes.num_units("group", SIZES) == 12
     assert axes.unit_index(dim, SIZES, "group").tolist() == [u for u in range(12) for _ in range(2)] + [-1] * 8
-    assert axes.unit_index(dim, SIZES, "kv").tolist() == [k for k in range(4) for _ in range(6)] + [k for k in range(4) for _ in range(2)]
+    assert axes.unit_index(dim, SIZES, "kv").tolist() == [k for k in range(4) for _ in range(6)] + [
+        k for k in range(4) for _ in range(2)
+    ]

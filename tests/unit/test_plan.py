@@ -33,7 +33,9 @@ def plans(draw) -> Plan:
     rng = random.Random(draw(st.integers(0, 2**32)))
     pruned = draw(st.lists(st.sets(st.sampled_from(axes.PRUNABLE)), min_size=1, max_size=4))
     layers = tuple(draw_kept(SIZES, sorted(chosen, key=axes.PRUNABLE.index), rng) for chosen in pruned)
-    settings = draw(st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=3))
+    settings = draw(
+        st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=3)
+    )
     return plan(*layers, settings=settings, seed=draw(st.integers(0, 2**62)))
 
 
@@ -49,7 +51,9 @@ def test_parameters_after_pruning_are_those_of_the_kept_shapes(given: Plan):
         elements = 0
         for spec in SPECS:
             shape = [
-                len(axes.dim_index(dim, SIZES, kept)) if axes.dim_index(dim, SIZES, kept) is not None else axes.dim_size(dim, SIZES)
+                len(axes.dim_index(dim, SIZES, kept))
+                if axes.dim_index(dim, SIZES, kept) is not None
+                else axes.dim_size(dim, SIZES)
                 for dim in spec.dims
             ]
             elements += prod(shape)

@@ -1,62 +1,19 @@
 """The main job: a checkpoint in, a smaller ordinary checkpoint out, in the memory of about one layer."""
 
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from secateur.allocation.choose import Scores, counts, kept_layers, score
-from secateur.calibration.presets import PRESETS
-from secateur.export.huggingface import check_disk, copy_companions, published, save_config, save_record
+from secateur.export.huggingface import published
 from secateur.export.stock import Shape, shape_of
-from secateur.plan import Plan
-from secateur.recipes.evaluate import perplexity_of
 from secateur.recipes.forecast import Forecast, forecast
-from secateur.recipes.job import Job, plan_settings, prepare, target_binding
+from secateur.recipes.job import Job, prepare
+from secateur.recipes.result import PruneResult
+from secateur.recipes.steps import choose_plan, finish, gather, operate, perplexity
 from secateur.reporter import Reporter
-from secateur.reporting.card import Card, model_card
 from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings
 from secateur.streaming.checkpoint import Checkpoint
-from secateur.streaming.collect import Store, by_type, collect, disk_of
 from secateur.streaming.memory import peak
-from secateur.streaming.walk import Walk
-from secateur.surgery.rebuild import Rebuild
-from secateur.surgery.verify import Verifier
-from secateur.surgery.write import Shards, write
-
-VERIFIED = 1024  # tokens of the calibration batch that the written layers are checked on
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruneResult:
-    """`ratio` is what was asked for, as a fraction of all block parameters; `verified` the largest relative error of a layer."""
-
-    out: str
-    model: str
-    method: str
-    compensate: str
-    allocation: str
-    ratio: float
-    ratio_reached: float
-    parameters_before: int
-    parameters_after: int
-    bytes_before: int
-    bytes_after: int
-    perplexity_before: float | None
-    perplexity_after: float | None
-    evaluation: str | None
-    calibration: str
-    stock: bool
-    load: str
-    notes: tuple[str, ...]
-    verified: float
-    run_dir: str
-    seconds: float
-    peak_memory_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
@@ -103,97 +60,6 @@ def announce(job: Job, report: Reporter) -> None:
         report.say("the result will be a stock checkpoint" + "".join(f"; {note}" for note in job.shape.notes))
     else:
         report.warn(f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. It loads with secateur.load")
-
-
-def gather(job: Job, run: RunDirectory, report: Reporter) -> Store:
-    """Walk the model for the statistics that the run directory lacks."""
-    store = Store(directory=run.path)
-    drawn, _ = job.blocks
-    missing = job.binding.num_layers - store.finished(job.binding.num_layers, job.request)
-    if not missing:
-        if job.request.kinds:
-            report.say(f"statistics of all layers are in {run.path}: no walk needed")
-        return store
-    hidden = 2 * drawn.num_tokens * job.binding.sizes["hidden"] * job.dtype.itemsize
-    check_disk(run.path, disk_of(job.request, job.binding) + hidden)
-    walk = Walk.over(job.source, device=job.device, dtype=job.dtype, tokens=job.fit.tokens)
-    layers = collect(walk, drawn.ids, job.request, store, spill=job.fit.spill, resume=job.settings.resume)
-    first = job.binding.num_layers - missing if job.settings.resume else 0
-    for layer in report.track(layers, "gathering statistics", job.binding.num_layers - first):
-        run.log("layer", number=layer)
-    return store
-
-
-def choose_plan(job: Job, store: Store, report: Reporter) -> Plan:
-    """Score, allocate, choose. Deterministic: the same statistics and settings give the same plan, bit for bit."""
-    binding, kinds = job.binding, {t.kind for t in job.criterion.needs}
-
-    def seen(layer: int, axis: str) -> Any:
-        return by_type(store.load(layer, kinds=kinds)) if kinds else {}
-
-    scored = score(
-        job.source, job.scope, job.criterion, seen, standardised=job.allocator.standardised, seed=job.settings.seed
-    )  # fmt: skip
-    scores: Scores = dict(report.track(scored, "scoring", len(job.scope.layers) * len(job.scope.axes)))
-    kept = counts(binding, job.scope, job.allocator, job.budget, scores)
-    layers = kept_layers(binding, job.scope, scores, kept)
-    plan = Plan(model_type=binding.model_type, fingerprint=job.source.fingerprint, sizes=dict(binding.sizes), layers=layers)
-    left = plan.block_parameters(binding.layer.values())
-    settings = plan_settings(job.settings) | {
-        "ratio_reached": 1 - left / job.block_parameters,
-        "calibration_blocks": job.blocks[0].fingerprint,
-    }
-    return Plan(
-        model_type=plan.model_type, fingerprint=plan.fingerprint, sizes=plan.sizes, layers=layers, settings=settings,
-        seed=job.settings.seed,
-    )  # fmt: skip
-
-
-def operate(job: Job, plan: Plan, shape: Shape, store: Store, fresh: Path, report: Reporter) -> tuple[Shards, float]:
-    """Write and check the smaller weights and everything beside them; the largest relative error of a layer comes back."""
-
-    def seen(layer: int, module: str) -> Any:
-        return by_type(store.load(layer, modules=[module]))[module]
-
-    rebuild = Rebuild(source=job.source, target=target_binding(job), plan=plan, compensation=job.compensation, seen=seen)
-    shards = Shards.of(rebuild, job.source)
-    check_disk(fresh, shards.num_bytes)
-    drawn, _ = job.blocks
-    verifier = Verifier(rebuild, drawn.ids[: max(1, VERIFIED // drawn.seq_len)])
-    for _ in report.track(write(rebuild, job.source, shards, fresh, verifier), "writing and checking", job.binding.num_layers):
-        pass
-    copy_companions(job.source.directory, fresh)
-    save_config(shape.config, fresh)
-    save_record({"stock": shape.stock, "plan": plan.to_dict(), "provenance": {}}, fresh)
-    return shards, max(verifier.errors)
-
-
-def perplexity(job: Job, source: Checkpoint, run: RunDirectory | None, report: Reporter, label: str) -> float | None:
-    """Perplexity on the held-out windows; the original's is kept in the run directory."""
-    _, held = job.blocks
-    if held is None:
-        return None
-    key = f"perplexity of {source.fingerprint} on {held.fingerprint} in {job.dtype}" if run else ""
-    known = run.recall(key) if run else None
-    if known is not None:
-        return known["perplexity"]
-    found = perplexity_of(
-        source, held, device=job.device, dtype=job.dtype, limit=job.limit, report=report, label=label
-    ).perplexity
-    if run:
-        run.remember(key, {"perplexity": found})
-    return found
-
-
-def finish(job: Job, result: PruneResult, plan: Plan, fresh: Path) -> None:
-    """The record and the model card, with the figures in them."""
-    preset = job.settings.calibration if job.settings.calibration in PRESETS else None
-    given = job.settings.evaluation if job.settings.evaluation != "none" else None
-    texts = {"calibration": job.settings.calibration, "evaluation": given or preset}
-    provenance = {"result": result.to_json(), "environment": environment(), "texts": texts, "settings": job.settings.to_json()}
-    save_record({"stock": result.stock, "plan": plan.to_dict(), "provenance": provenance}, fresh)
-    card = Card(result=result.to_json(), settings=job.settings.to_json(), base=job.settings.model, environment=environment())
-    (fresh / "README.md").write_text(model_card(card, job.source.directory))
 
 
 def loading(shape: Shape, out: Path) -> str:

@@ -1,0 +1,35 @@
+"""What a pruning job reports."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """`ratio` is what was asked for, as a fraction of all block parameters; `verified` the largest relative error of a layer."""
+
+    out: str
+    model: str
+    method: str
+    compensate: str
+    allocation: str
+    ratio: float
+    ratio_reached: float
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    perplexity_before: float | None
+    perplexity_after: float | None
+    evaluation: str | None
+    calibration: str
+    stock: bool
+    load: str
+    notes: tuple[str, ...]
+    verified: float
+    run_dir: str
+    seconds: float
+    peak_memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
