@@ -83,6 +83,48 @@ def perplexity(model: LlamaForCausalLM, ids: torch.Tensor, seq_len: int, most: i
     return math.exp(total / count)
 
 
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+license: psf-2.0
+language: en
+tags: [secateur, code, tiny]
+---
+
+# The model that comes with Secateur
+
+A LLaMA-architecture language model of {parameters:,} parameters that knows one thing: the Python standard library. It exists so
+that Secateur's main job runs on any machine, with no network. It is not good for anything else.
+
+| | |
+|---|---|
+| shape | hidden 256, 8 layers, 8 query heads on 4 kv heads, MLP 640, 4,096 byte-level BPE tokens, context 512, tied head |
+| text | the sources of {train} modules and the `pydoc` topics of CPython {python}, less the held-out ones |
+| held out | {calibration} modules and some topics to calibrate on, {evaluation} other modules and topics to evaluate on |
+| training | {trained_tokens:,} tokens ({epochs:.1f} epochs), {batch} x {seq_len} a step, bf16 autocast |
+| optimiser | Muon on the matrices of the layers, AdamW on the rest; trapezoid schedule; seed {seed} |
+| hardware | {device}, {threads} thread(s), {minutes:.0f} minutes; torch {torch}, transformers {transformers} |
+| held-out perplexity | {p128} with windows of 128 tokens, {p512} with 512 ({held_out_tokens:,} tokens, no BOS) |
+
+The lists of modules are pinned in `secateur/calibration/stdlib.py`. The text is the running Python's own: on another version the
+figures move, and `secateur demo` says so. Versions and fingerprints are in `provenance.json`. The command:
+
+    {command}
+
+The standard library's sources and documentation are under the PSF licence.
+"""
+
+
+def card(record: dict) -> str:
+    sizes = {f"p{n}": p for n, p in record["perplexity"].items()}
+    return CARD.format(
+        **record, **sizes, train=len(stdlib.TRAIN_MODULES), calibration=len(stdlib.CALIBRATION_MODULES),
+        evaluation=len(stdlib.EVALUATION_MODULES), minutes=record["seconds"] / 60, batch=BATCH, seq_len=SEQ_LEN,
+        epochs=record["trained_tokens"] / record["training_tokens"],
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -137,12 +179,13 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_tokens": steps * SEQ_LEN * BATCH, "seconds": round(spent), "threads": args.threads, "device": args.device,
         "seed": args.seed, "perplexity": {str(n): round(perplexity(model, held, n), 3) for n in (128, 512)},
-        "held_out_tokens": len(held), "python": platform.python_version(), "torch": torch.__version__,
+        "training_tokens": len(ids), "held_out_tokens": len(held), "python": platform.python_version(), "torch": torch.__version__,
         "transformers": transformers.__version__,
         "fingerprints": {s: stdlib.fingerprint(s) for s in ("train", "calibration", "evaluation")},
         "command": " ".join(["python", "benchmarks/default_model.py", *sys.argv[1:]]),
     }  # fmt: skip
     (args.out / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+    (args.out / "README.md").write_text(card(record))
     print(json.dumps(record, indent=2))
 
 
