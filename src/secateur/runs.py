@@ -30,10 +30,10 @@ class RunDirectory:
         path = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         try:
             path.mkdir(parents=True, exist_ok=True)
+            run = cls(path=path)
+            run.write("identity.json", identity)
         except OSError as error:
-            raise UserError(f"cannot make the run directory {path}: {error.strerror}. Give another --run-dir.") from error
-        run = cls(path=path)
-        run.write("identity.json", identity)
+            raise UserError(f"cannot write the run directory {path}: {error.strerror}. Give another --run-dir.") from error
         return run
 
     def write(self, name: str, body: Any) -> None:

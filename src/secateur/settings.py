@@ -42,6 +42,14 @@ def parse_bytes(text: str) -> int:
     return _quantity(text, BYTES, "a size such as 2GiB (1024³), 900MB (1000²) or a plain number of bytes")
 
 
+def spell_bytes(size: int) -> str:
+    """A number of bytes in the largest unit that it has one of: `1.25 GiB`, `93.50 KiB`, `12 B`."""
+    for unit, factor in reversed(BYTES.items()):
+        if unit.endswith("iB") and size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size} B"
+
+
 def parse_layers(text: str, num_layers: int) -> frozenset[int]:
     """Layer numbers from a list of numbers and inclusive ranges, `0-2,-1`; negative numbers count from the last layer."""
     chosen: set[int] = set()

@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import UserError
 from secateur.plan import RECORD
+from secateur.settings import spell_bytes
 
 # Files beside the weights that describe the same tokenizer and the same terms of use as before.
 COMPANIONS = (
@@ -19,43 +21,72 @@ COMPANIONS = (
 )  # fmt: skip
 
 
-def check_output(out: Path, *, force: bool) -> None:
-    """Refuse, before anything expensive, a directory that is in use."""
+def check_output(out: Path, *, force: bool, inputs: Mapping[str, Path], model: Path | None = None) -> None:
+    """Refuse, before anything expensive, a directory that is in use. Nothing is made or changed.
+
+    `inputs`: what must not be replaced with `out`, by what it is to the user (`the run directory`). `model`: a local one, which
+    must not be written into either.
+    """
+    where = out.absolute().resolve()
+    given = {what: path.absolute().resolve() for what, path in inputs.items()}
+    if model is not None:
+        given["the model"] = model.absolute().resolve()
+        if given["the model"] in (where, *where.parents):
+            raise UserError(
+                f"--out {str(out)!r} is the model or lies in it, and the original is never changed. Give another --out."
+            )
+    for what, path in given.items():
+        if where in (path, *path.parents):
+            raise UserError(f"--out {str(out)!r} is or holds {what}, which would be replaced with it. Give another --out.")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"the output {str(out)!r} exists and is not a directory. Give another --out.")
-    if out.is_dir() and any(out.iterdir()) and not force:
+        raise UserError(f"the output {str(out)!r} exists and is a file or a link, not a directory. Give another --out.")
+    if os.path.ismount(out):
+        raise UserError(f"the output {str(out)!r} is a mount point, which cannot be replaced. Give a directory in it as --out.")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise UserError(
+                f"the output directory {str(out)!r} exists and is not empty. Give another --out, or --force to replace it."
+            )
+        if not _holds_model(out):
+            raise UserError(
+                f"the output directory {str(out)!r} is not empty and holds no model: --force replaces models only. Give "
+                f"another --out."
+            )
+    parent = existing(where.parent)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(
-            f"the output directory {str(out)!r} exists and is not empty. Give another --out, or --force to replace it."
+            f"cannot write the output {str(out)!r}: {str(parent)!r} is not a directory that you may write in. Give another --out."
         )
-    if out.is_dir() and force and any(out.iterdir()) and not (out / "config.json").is_file():
-        raise UserError(
-            f"the output directory {str(out)!r} is not empty and holds no model: --force replaces models only. Give another --out."
-        )
-    parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the directory {str(parent)!r} for the output: {error.strerror}. Give another --out."
-        ) from error
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"no permission to write in {str(parent)!r}. Give another --out.")
+
+
+def _holds_model(directory: Path) -> bool:
+    return (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest one above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def disk_free(directory: Path) -> int:
     """Free bytes where a directory is or would be."""
-    while not directory.exists():
-        directory = directory.parent
-    return shutil.disk_usage(directory).free
+    return shutil.disk_usage(existing(directory)).free
 
 
-def check_disk(directory: Path, need: int) -> None:
-    free = disk_free(directory)
-    if need > free:
-        raise UserError(
-            f"too little disk under {str(directory)!r}: {need / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free. "
-            f"Free some, or give --out and --run-dir elsewhere."
-        )
+def check_disk(needs: Mapping[Path, int]) -> None:
+    """Refuse what will not fit. `needs`: bytes by directory, there already or not; those on one disk are added up."""
+    together: dict[int, list[Path]] = {}
+    for directory in needs:
+        together.setdefault(existing(directory).stat().st_dev, []).append(directory)
+    for directories in together.values():
+        need, free = sum(needs[d] for d in directories), disk_free(directories[0])
+        if need > free:
+            raise UserError(
+                f"too little disk under {' and '.join(repr(str(d)) for d in directories)}: {spell_bytes(need)} are needed and "
+                f"{spell_bytes(free)} are free. Free some, or give --out or --run-dir on another disk."
+            )
 
 
 @contextmanager
@@ -65,13 +96,16 @@ def published(out: Path) -> Iterator[Path]:
     What a killed run left behind is removed by the next one. A full disk is a `UserError`.
     """
     out = out.absolute()
-    head = f".{out.name}.partial-"
-    for stale in out.parent.glob(head + "*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    fresh = out.parent / (head + uuid.uuid4().hex[:8])
-    fresh.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _recover(out)
+        fresh = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+        fresh.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write in {str(out.parent)!r}: {error.strerror}. Give another --out.") from error
     try:
         yield fresh
+        _sync(fresh)
         _replace(fresh, out)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -84,14 +118,38 @@ def published(out: Path) -> Iterator[Path]:
         raise
 
 
+def _recover(out: Path) -> None:
+    """Remove what killed runs left beside `out`; put a model back that was on its way to be replaced."""
+    left = re.compile(re.escape(f".{out.name}.partial-") + "[0-9a-f]{8}(?P<old>-old)?")
+    for stale in [path for path in out.parent.iterdir() if left.fullmatch(path.name)]:
+        if stale.name.endswith("-old") and not out.exists():
+            stale.rename(out)
+        else:
+            shutil.rmtree(stale, ignore_errors=True)
+
+
 def _replace(fresh: Path, out: Path) -> None:
-    if not out.exists():
+    if not out.exists() or not any(out.iterdir()):
         fresh.rename(out)
         return
     old = fresh.with_name(fresh.name + "-old")
     out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old)
+    try:
+        fresh.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)  # the next run to this place tries again
+
+
+def _sync(directory: Path) -> None:
+    """So that not even a power failure leaves the final name with less than everything under it."""
+    for path in [*directory.iterdir(), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -9,10 +9,10 @@ from torch import nn
 from secateur import axes
 from secateur.axes import Kept
 from secateur.errors import UserError
-from secateur.families.binding import Binding, bind
+from secateur.families.binding import Binding
 from secateur.families.resize import resize_layer, slice_inputs
-from secateur.plan import Plan, read_record
-from secateur.streaming.checkpoint import locate, read_config, shards, spellings
+from secateur.plan import RECORD, read_record
+from secateur.streaming.checkpoint import Checkpoint, locate
 
 
 def load(model: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
@@ -24,38 +24,36 @@ def load(model: str | Path, *, dtype: torch.dtype | None = None, device: torch.d
 
     directory = locate(str(model))
     record = read_record(directory)
-    if record is None or record["stock"]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto")
-        return loaded.to(device).eval()
-    return _unequal(directory, record["plan"], dtype).to(device).eval()
+    if record is not None and not record["stock"]:
+        return _unequal(Checkpoint.open(directory, dtype=dtype)).to(device).eval()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto", trust_remote_code=False)
+    except Exception as error:  # of every library that has a part in it
+        why = " ".join(str(error).split())[:500].rstrip(".")
+        raise UserError(
+            f"{directory} cannot be loaded: {type(error).__name__}: {why}. If secateur wrote it, copy it again, whole, with its "
+            f"{RECORD}."
+        ) from error
+    return loaded.to(device).eval()
 
 
-def _unequal(directory: Path, plan: Plan, dtype: torch.dtype | None) -> nn.Module:
-    config = read_config(directory)
-    files = shards(directory)
-    found = {key: file for file in files for key in file.entries}
-    stored = next(iter(f.entries[k].dtype for k, f in found.items()))
-    binding = bind(config, dtype=dtype or stored)
+def _unequal(source: Checkpoint) -> nn.Module:
+    binding = source.binding
     model: Any = binding.model
-    names = spellings(binding, found)
     for name in binding.names():
-        if name not in names:
-            raise UserError(f"the weight {name!r} is in no file of {directory}. The checkpoint is incomplete: copy it again.")
-        key = names[name]
-        value = found[key].read(key).to(dtype or stored)
         owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, nn.Parameter(value, requires_grad=True))
-    for number, kept in enumerate(plan.layers):
+        setattr(model.get_submodule(owner), last, nn.Parameter(source.read(name).to(model.dtype), requires_grad=True))
+    for number, kept in enumerate(source.layers):
         layer = binding.layer_module(number)
         resize_layer(layer, binding.family, axes.kept_sizes(binding.sizes, kept))
         if binding.family.inputs:
             layer.register_forward_pre_hook(_slicer(binding, kept), with_kwargs=True)
     model.tie_weights()
-    generation = directory / "generation_config.json"
+    generation = source.directory / "generation_config.json"
     if generation.is_file():
         from transformers import GenerationConfig
 
-        model.generation_config = GenerationConfig.from_pretrained(directory)
+        model.generation_config = GenerationConfig.from_pretrained(source.directory)
     return model.requires_grad_(True)
 
 

@@ -1,5 +1,6 @@
 """Perplexity of a model on disk or in memory, one layer at a time."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,11 +10,13 @@ from torch import nn
 
 from secateur.calibration.blocks import Blocks, windows
 from secateur.calibration.tokens import check_vocabulary, load_tokenizer, tokenise
+from secateur.errors import UserError
 from secateur.evaluation.perplexity import Perplexity, measure
 from secateur.plan import read_record
-from secateur.recipes.opening import open_device, open_model, open_text
+from secateur.recipes.opening import check_length, open_device, open_model, open_text
 from secateur.reporter import Reporter
 from secateur.settings import EvalSettings, parse_bytes
+from secateur.streaming.finite import check_outer
 from secateur.streaming.memory import fit, peak
 from secateur.streaming.module import ModuleSource
 from secateur.streaming.source import Source
@@ -47,6 +50,8 @@ def evaluate(settings: EvalSettings, report: Reporter) -> EvalResult:
     source, dtype = open_model(
         settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
+    check_length(source.binding, settings.seq_len)
+    check_outer(source)
     text = open_text(settings.text, read_record(source.directory), "evaluation")
     tokenizer = load_tokenizer(source.directory, trust_remote_code=settings.trust_remote_code)
     report.say(f"tokenising {text.name}")
@@ -71,7 +76,14 @@ def perplexity_of(
     stored = source.dtype(binding.embedding)
     fitted = fit(binding, shape=shape, dtype=dtype, stored=stored, statistics=0, limit=limit)
     walk = Walk.over(source, device=device, dtype=dtype, tokens=fitted.tokens)
-    return measure(walk, blocks.ids, spill=fitted.spill, track=lambda items, n: report.track(items, label, n))
+    found = measure(walk, blocks.ids, spill=fitted.spill, track=lambda items, n: report.track(items, label, n))
+    if not math.isfinite(found.mean):
+        check_outer(source)
+        raise UserError(
+            f"{label}: the loss is NaN or infinite although the weights are finite: the head overflows. Compute in a wider type: "
+            f"--dtype fp32 (or bf16 instead of fp16)."
+        )
+    return found
 
 
 def perplexity_in_memory(model: nn.Module, blocks: Blocks, report: Reporter) -> Perplexity:

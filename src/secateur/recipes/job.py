@@ -20,8 +20,8 @@ from secateur.errors import UserError
 from secateur.export.huggingface import check_output
 from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
 from secateur.families.binding import Binding, bind
-from secateur.recipes.opening import DEFAULT_TEXT, open_device, open_model
-from secateur.settings import PruneSettings, parse_bytes, parse_count, parse_layers
+from secateur.recipes.opening import DEFAULT_TEXT, check_length, open_device, open_model
+from secateur.settings import PruneSettings, parse_bytes, parse_count, parse_layers, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Request, kinds_of, memory_of
 from secateur.streaming.memory import Fit, fit
@@ -111,7 +111,7 @@ def prepare(settings: PruneSettings) -> Job:
     compensation = COMPENSATIONS.create(settings.compensate, options)
     device = open_device(settings.device)
     if settings.out is not None:
-        check_output(settings.out, force=settings.force)
+        _check_output(settings, settings.out)
     source, dtype = open_model(
         settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
@@ -120,13 +120,14 @@ def prepare(settings: PruneSettings) -> Job:
         raise UserError(
             f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead."
         )
-    if settings.out is not None and settings.out.absolute().resolve() == source.directory.resolve():
-        raise UserError(
-            f"--out {str(settings.out)!r} is the model itself. Give another directory: the original is never changed."
-        )
+    check_length(binding, settings.seq_len)
     scope = _scope(settings, binding, compensation, allocator)
     budget = _budget(settings, source)
-    kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
+    try:
+        kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
+    except UserError as error:
+        hint = f" Or drop --stock, with which only {' and '.join(scope.axes)} can leave here." if settings.stock else ""
+        raise UserError(f"{error}{hint}") from None
     shape = shape_of(binding, layer_sizes(binding, kept), new_biases(binding, compensation, scope.axes))
     if allocator.standardised:
         unequal = "layers get unequal sizes, as --allocation global ranks the units of all layers together"
@@ -141,12 +142,26 @@ def prepare(settings: PruneSettings) -> Job:
     )  # fmt: skip
 
 
+def _check_output(settings: PruneSettings, out: Path) -> None:
+    model = Path(settings.model).expanduser()
+    texts = [Path(text) for text in (settings.calibration, settings.evaluation) if text]  # or presets, hub data sets
+    inputs = {f"the text {path.name!r}": path for path in texts if path.is_file()}
+    inputs |= {"the run directory": settings.run_dir} if settings.run_dir else {}
+    check_output(out, force=settings.force, inputs=inputs, model=model if model.is_dir() else None)
+
+
 def new_biases(binding: Binding, compensation: Compensation, pruned: tuple[str, ...]) -> tuple[str, ...]:
     """Readers that get a bias they do not have."""
     if not compensation.needs_bias_slot:
         return ()
     readers = {name for axis in pruned for name in binding.readers(axis)}
     return tuple(sorted(n for n in readers if n.removesuffix(".weight") + ".bias" not in binding.layer))
+
+
+def written(job: Job) -> int:
+    """Bytes of the result's weights, as the budget wants them."""
+    width = job.source.dtype(job.binding.layer_name(0, next(iter(job.binding.layer)))).itemsize
+    return job.source.num_bytes - job.budget * width
 
 
 def target_binding(job: Job) -> Binding:
@@ -164,6 +179,11 @@ def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation
             f"--protect {settings.protect!r} protects all {binding.num_layers} layers: nothing could leave. Name fewer."
         )
     pruned = tuple(a for a in settings.axes if a in binding.prunable)
+    if "ffn" in pruned and settings.round_to >= (width := binding.sizes["ffn"]):
+        raise UserError(
+            f"--round-to {settings.round_to} was given, but an MLP of this model has {width} channels: none could leave. Give a "
+            f"number below {width}, or prune other --axes."
+        )
     if "group" in settings.axes and "group" not in pruned:
         raise UserError(
             f"--axes group was given, but this {binding.model_type} model has one query head per kv head. Use --axes kv,ffn."
@@ -197,7 +217,7 @@ def _budget(settings: PruneSettings, source: Checkpoint) -> int:
         assert settings.target_size is not None
         per = sum(source.dtype(binding.layer_name(0, n)).itemsize for n in binding.layer) / len(binding.layer)
         leave, what = round((size - parse_bytes(settings.target_size)) / per), f"--target-size {settings.target_size}"
-        has = f"{size / 2**30:.3f} GiB"
+        has = f"{spell_bytes(size)} of weights"
     if leave <= 0:
         raise UserError(f"{what}: the model has {has} already. Give a smaller target.")
     if leave >= block:

@@ -4,6 +4,7 @@ import torch
 
 from secateur.calibration.text import Text, read_text
 from secateur.errors import UserError
+from secateur.families.binding import Binding
 from secateur.streaming.checkpoint import Checkpoint, locate
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -22,6 +23,14 @@ def open_model(spec: str, *, dtype: str, device: str, trust_remote_code: bool) -
         if chosen != stored:
             source = Checkpoint.open(directory, dtype=chosen, trust_remote_code=trust_remote_code)
     return source, chosen
+
+
+def check_length(binding: Binding, seq_len: int) -> None:
+    """A table of learned positions ends somewhere; rotary and ALiBi positions go on."""
+    if "position" in binding.sizes and seq_len > (most := binding.config.max_position_embeddings):
+        raise UserError(
+            f"--seq-len is {seq_len}, and this {binding.model_type} model has {most} positions. Give at most {most}."
+        )
 
 
 def open_device(name: str) -> torch.device:

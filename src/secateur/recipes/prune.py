@@ -13,6 +13,7 @@ from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings
 from secateur.streaming.checkpoint import Checkpoint
+from secateur.streaming.finite import check_outer
 from secateur.streaming.memory import peak
 
 
@@ -25,6 +26,7 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
         return forecast(job)
     assert settings.out is not None
     drawn, held = job.blocks
+    check_outer(job.source)
     run = RunDirectory.make(job.runs, model=job.source.fingerprint, blocks=drawn.fingerprint, dtype=str(job.dtype))
     run.write("settings.json", settings.to_json())
     run.write("environment.json", environment())

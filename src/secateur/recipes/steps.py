@@ -5,17 +5,18 @@ from typing import Any
 
 from secateur.allocation.choose import Scores, counts, kept_layers, score
 from secateur.calibration.presets import PRESETS
+from secateur.errors import UserError
 from secateur.export.huggingface import check_disk, copy_companions, save_config, save_record
 from secateur.export.stock import Shape
 from secateur.plan import Plan
 from secateur.recipes.evaluate import perplexity_of
-from secateur.recipes.job import Job, plan_settings, target_binding
+from secateur.recipes.job import Job, plan_settings, target_binding, written
 from secateur.recipes.result import PruneResult
 from secateur.reporter import Reporter
 from secateur.reporting.card import Card, model_card
 from secateur.runs import RunDirectory, environment
 from secateur.streaming.checkpoint import Checkpoint
-from secateur.streaming.collect import Store, by_type, collect, disk_of
+from secateur.streaming.collect import Store, by_type, collect, disk_of, start_of
 from secateur.streaming.walk import Walk
 from secateur.surgery.rebuild import Rebuild
 from secateur.surgery.verify import Verifier
@@ -28,18 +29,26 @@ def gather(job: Job, run: RunDirectory, report: Reporter) -> Store:
     """Walk the model for the statistics that the run directory lacks."""
     store = Store(directory=run.path)
     drawn, _ = job.blocks
-    missing = job.binding.num_layers - store.finished(job.binding.num_layers, job.request)
-    if not missing:
+    first = start_of(store, job.binding.num_layers, job.request, resume=job.settings.resume)
+    if first == job.binding.num_layers:
+        store.sweep()
         if job.request.kinds:
             report.say(f"statistics of all layers are in {run.path}: no walk needed")
         return store
     hidden = 2 * drawn.num_tokens * job.binding.sizes["hidden"] * job.dtype.itemsize
-    check_disk(run.path, disk_of(job.request, job.binding) + hidden)
+    statistics = max(disk_of(job.request, job.binding) - store.num_bytes, 0)
+    assert job.settings.out is not None
+    check_disk({run.path: statistics + hidden, job.settings.out: written(job)})
     walk = Walk.over(job.source, device=job.device, dtype=job.dtype, tokens=job.fit.tokens)
     layers = collect(walk, drawn.ids, job.request, store, spill=job.fit.spill, resume=job.settings.resume)
-    first = job.binding.num_layers - missing if job.settings.resume else 0
-    for layer in report.track(layers, "gathering statistics", job.binding.num_layers - first):
-        run.log("layer", number=layer)
+    try:
+        for layer in report.track(layers, "gathering statistics", job.binding.num_layers - first):
+            run.log("layer", number=layer)
+    except OSError as error:
+        raise UserError(
+            f"gathering statistics failed at {error.filename or str(run.path)!r}: {error.strerror or error}. The layers finished "
+            f"so far are kept: once this is mended, the same command with --resume goes on from there."
+        ) from error
     return store
 
 
@@ -76,7 +85,7 @@ def operate(job: Job, plan: Plan, shape: Shape, store: Store, fresh: Path, repor
 
     rebuild = Rebuild(source=job.source, target=target_binding(job), plan=plan, compensation=job.compensation, seen=seen)
     shards = Shards.of(rebuild, job.source)
-    check_disk(fresh, shards.num_bytes)
+    check_disk({fresh: shards.num_bytes})
     drawn, _ = job.blocks
     verifier = Verifier(rebuild, drawn.ids[: max(1, VERIFIED // drawn.seq_len)])
     for _ in report.track(write(rebuild, job.source, shards, fresh, verifier), "writing and checking", job.binding.num_layers):

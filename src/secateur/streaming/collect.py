@@ -100,6 +100,10 @@ class Store:
         """How many layers from the first on hold everything that is asked for."""
         return next((i for i in range(num_layers) if not self.has(i, request)), num_layers)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.directory.glob("layer-*.safetensors"))
+
     def sweep(self, *, keep: int | None = None) -> None:
         """Remove what an interrupted walk left besides statistics, but the hidden states before layer `keep`."""
         for path in [*self.directory.glob("hidden-*.safetensors"), *self.directory.glob("*.safetensors.partial")]:

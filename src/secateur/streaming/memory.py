@@ -12,6 +12,7 @@ from secateur import axes
 from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.plan import parameters
+from secateur.settings import spell_bytes
 
 MOST_TOKENS, LEAST_TOKENS = 1024, 64
 SHARE = 4  # hidden states may take this part of the free memory before they are spilled unasked
@@ -50,8 +51,9 @@ def fit(
     peak = fixed + activations(binding, tokens, shape[1], dtype)
     if limit is not None and peak > limit:
         raise UserError(
-            f"--max-memory is {_gib(limit)}, and this needs about {_gib(peak)}: {_gib(resident())} for the program, {_gib(weights)} "
-            f"for one layer, {_gib(statistics)} for its statistics. Give more, a smaller --seq-len, or --compensate none."
+            f"--max-memory is {spell_bytes(limit)}, and this needs about {spell_bytes(peak)}: {spell_bytes(resident())} for the "
+            f"program, {spell_bytes(weights)} for one layer, {spell_bytes(statistics)} for its statistics. Give more, a smaller "
+            f"--seq-len, or --compensate none."
         )
     return Fit(tokens=tokens, spill=spill, peak=peak)
 
@@ -87,7 +89,3 @@ def free() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 4 << 30
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
