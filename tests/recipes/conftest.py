@@ -1,5 +1,6 @@
 """What every test of a whole job starts from."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,26 @@ import pytest
 from tests.recipes.tiny_checkpoint import tiny_checkpoint
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The same checkpoint is made once in a session."""
+    known: dict[str, Path] = {}
+
+    def make(model_type: str, **options: object) -> Path:
+        key = f"{model_type} {sorted(options.items())}"
+        if key not in known:
+            known[key] = tiny_checkpoint(model_type, tmp_path_factory.mktemp("made"), **options)  # type: ignore[arg-type]
+        return known[key]
+
+    return make
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    """`checkpoint("llama", num_hidden_layers=4)` is a fresh model directory, with a text beside it."""
-    return lambda model_type, **options: tiny_checkpoint(model_type, tmp_path, **options)
+def checkpoint(tmp_path: Path, made: Callable[..., Path]) -> Callable[..., Path]:
+    """`checkpoint("llama", num_hidden_layers=4)` is a model directory of the test's own, with a text beside it."""
+
+    def make(model_type: str, **options: object) -> Path:
+        shutil.copytree(made(model_type, **options).parent, tmp_path, dirs_exist_ok=True)
+        return tmp_path / "model"
+
+    return make

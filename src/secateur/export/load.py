@@ -29,7 +29,7 @@ def load(model: str | Path, *, dtype: torch.dtype | None = None, device: torch.d
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto", trust_remote_code=False)
     except Exception as error:  # of every library that has a part in it
-        why = " ".join(str(error).split())[:500].rstrip(".")
+        why = " ".join(str(error).split())[:500].rstrip(".!")
         raise UserError(
             f"{directory} cannot be loaded: {type(error).__name__}: {why}. If secateur wrote it, copy it again, whole, with its "
             f"{RECORD}."

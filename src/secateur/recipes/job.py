@@ -198,8 +198,12 @@ def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation
     heads = accepted_heads(binding, added) if settings.stock else None
     scope = Scope.of(binding, pruned=pruned, protected=protected, round_to=settings.round_to, heads=heads)
     if not scope.axes:
-        held = "; a stock checkpoint of this family can hold no pruned heads or channels" if settings.stock else ""
-        raise UserError(f"nothing of this {binding.model_type} model can leave along --axes {','.join(settings.axes)}{held}.")
+        asked, able = ",".join(settings.axes), ",".join(binding.prunable) or "none"
+        held = ", and a stock checkpoint can hold no fewer of them" if settings.stock else ""
+        raise UserError(
+            f"nothing of this {binding.model_type} model can leave along --axes {asked}: axes with more than one unit are {able}"
+            f"{held}. Give other --axes{', or drop --stock' if settings.stock else ''}."
+        )
     return scope
 
 

@@ -11,7 +11,7 @@ from secateur.recipes.result import PruneResult
 from secateur.recipes.steps import choose_plan, finish, gather, operate, perplexity
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
-from secateur.settings import PruneSettings
+from secateur.settings import PruneSettings, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.finite import check_outer
 from secateur.streaming.memory import peak
@@ -62,6 +62,7 @@ def announce(job: Job, report: Reporter) -> None:
         report.say("the result will be a stock checkpoint" + "".join(f"; {note}" for note in job.shape.notes))
     else:
         report.warn(f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. It loads with secateur.load")
+    report.say(f"memory at the peak will be about {spell_bytes(job.fit.peak)}")
 
 
 def loading(shape: Shape, out: Path) -> str:
