@@ -16,6 +16,7 @@ from secateur.criteria.criterion import Criterion, Seen, unit_scores
 from secateur.criteria.unit import CoupledGroup
 from secateur.families.binding import Binding
 from secateur.plan import unit_cost
+from secateur.streaming.finite import blame, finite
 from secateur.streaming.source import Source, read_layer
 
 # (layer, axis) -> scores of all units.
@@ -60,9 +61,11 @@ def score(
     for layer in scope.layers:
         for axis in scope.axes:
             names = [n for n, s in binding.layer.items() if s.mentions(axis)]
+            weights = read_layer(source, layer, names)
+            if not all(finite(x) for x in weights.values()):
+                raise blame(source, layer)
             group = CoupledGroup.of(
-                layer=layer, axis=axis, sizes=binding.sizes, specs=binding.layer,
-                weights=read_layer(source, layer, names), seed=seed,
+                layer=layer, axis=axis, sizes=binding.sizes, specs=binding.layer, weights=weights, seed=seed
             )  # fmt: skip
             yield (layer, axis), unit_scores(criterion, group, seen(layer, axis), standardised=standardised)
 

@@ -37,7 +37,8 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
     shape = shape_of(job.binding, [plan.layer_sizes(i) for i in range(len(plan.layers))], job.new_biases())
     with published(settings.out) as fresh:
         shards, error = operate(job, plan, shape, store, fresh, report)
-        after = perplexity(job, Checkpoint.open(fresh, dtype=job.dtype), None, report, "evaluating the result")
+        written = Checkpoint.open(fresh, dtype=job.dtype, trust_remote_code=settings.trust_remote_code)
+        after = perplexity(job, written, None, report, "evaluating the result")
         result = PruneResult(
             out=str(settings.out), model=settings.model, method=settings.method, compensate=settings.compensate,
             allocation=settings.allocation, ratio=job.budget / job.block_parameters, ratio_reached=plan.settings["ratio_reached"],

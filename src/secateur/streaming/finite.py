@@ -8,6 +8,7 @@ from secateur.errors import UserError
 from secateur.streaming.source import Source
 
 CHUNK = 32 << 20  # bytes of a weight outside the layers that are looked at at a time
+OVERFLOW = "the activations overflow. Compute in a wider type: --dtype fp32 (or bf16 instead of fp16)."
 
 
 def finite(x: Tensor) -> bool:
@@ -25,8 +26,8 @@ def check_outer(source: Source) -> None:
             raise _damaged(source, name)
 
 
-def blame(source: Source, layer: int) -> UserError:
-    """The weight that made a layer's output NaN or infinite, or that there is none."""
+def blame(source: Source, layer: int, otherwise: str = OVERFLOW) -> UserError:
+    """The weight that made something of a layer NaN or infinite, or what to think if all weights are finite."""
     for name in source.binding.layer:
         full = source.binding.layer_name(layer, name)
         if not finite(source.read(full)):
@@ -35,10 +36,7 @@ def blame(source: Source, layer: int) -> UserError:
         check_outer(source)
     except UserError as error:
         return error
-    return UserError(
-        f"layer {layer} gives NaN or infinity although its weights are finite: the activations overflow. "
-        f"Compute in a wider type: --dtype fp32 (or bf16 instead of fp16)."
-    )
+    return UserError(f"layer {layer} gives NaN or infinity although its weights are finite: {otherwise}")
 
 
 def _damaged(source: Source, name: str, where: str = "") -> UserError:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from secateur.streaming.checkpoint import INDEX, SINGLE, Checkpoint
+from secateur.streaming.finite import blame, finite
 from secateur.streaming.tensorfile import TensorFile, TensorWriter
 from secateur.surgery.rebuild import Rebuild
 from secateur.surgery.verify import Verifier, mismatch
@@ -76,6 +77,10 @@ def write(
             new = {}
             for name, x in rebuild.layer(layer):
                 file, key = shards.place[rebuild.target.layer_name(layer, name)]
+                if not finite(x):
+                    raise blame(
+                        source, layer, f"{key!r} overflows as it is compensated. Give a larger --ridge, or --compensate none."
+                    )
                 writers[file].write(key, x)
                 if verifier is not None:
                     new[name] = TensorFile.open(directory / file).read(key)
