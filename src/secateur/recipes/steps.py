@@ -85,7 +85,8 @@ def operate(job: Job, plan: Plan, shape: Shape, store: Store, fresh: Path, repor
 
     rebuild = Rebuild(source=job.source, target=target_binding(job), plan=plan, compensation=job.compensation, seen=seen)
     shards = Shards.of(rebuild, job.source)
-    check_disk({fresh: shards.num_bytes})
+    assert job.settings.out is not None
+    check_disk({job.settings.out: shards.num_bytes})
     drawn, _ = job.blocks
     verifier = Verifier(rebuild, drawn.ids[: max(1, VERIFIED // drawn.seq_len)])
     for _ in report.track(write(rebuild, job.source, shards, fresh, verifier), "writing and checking", job.binding.num_layers):
