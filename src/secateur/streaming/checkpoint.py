@@ -81,7 +81,7 @@ class Checkpoint:
             entry = file.entries[key]
             digest.update(f"{name} {entry.dtype} {entry.shape}".encode())
             with file.path.open("rb", buffering=0) as raw:
-                for start in {entry.start, max(entry.start, entry.stop - SAMPLE)}:
+                for start in sorted({entry.start, max(entry.start, entry.stop - SAMPLE)}):
                     raw.seek(start)
                     digest.update(raw.read(min(SAMPLE, entry.stop - start)))
         return digest.hexdigest()
