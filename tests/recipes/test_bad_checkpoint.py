@@ -206,6 +206,19 @@ def test_a_statistic_that_overflows_is_named_with_its_layer(checkpoint: Make) ->
     )
 
 
+def test_activations_that_overflow_are_not_blamed_on_a_weight(checkpoint: Make) -> None:
+    model = checkpoint("llama")
+    large = ("model.layers.1.mlp.up_proj.weight", DOWN)
+    weights(model, lambda found: found | {name: found[name] * 1e30 for name in large})
+    says = "layer 1 gives NaN or infinity although its weights are finite: the activations overflow"
+    for options in (
+        {},
+        {"method": "magnitude", "compensate": "none"},
+    ):  # seen by the walk, and by the check of what was written
+        message = refused(model, **job(model, **options))
+        assert says in message and "--dtype" in message
+
+
 def test_a_hub_model_in_the_local_cache_becomes_real_files(
     checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

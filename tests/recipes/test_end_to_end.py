@@ -154,6 +154,22 @@ def test_the_directory_is_what_people_expect(tmp_path: Path):
     assert again.loss == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom"])
+def test_a_model_in_memory_is_evaluated_as_the_one_on_disk(model_type: str, tmp_path: Path):
+    directory = tiny_checkpoint(model_type, tmp_path)
+    options = {"text": str(text_beside(directory)), "seq_len": 16, "max_tokens": 800}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    found = secateur.evaluate(model, tokenizer=tokenizer, **options)
+    assert found.loss == pytest.approx(secateur.evaluate(directory, **options).loss, rel=1e-6)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    with pytest.raises(secateur.UserError, match="tokenizer"):
+        secateur.evaluate(model, **options)
+    unequal = secateur.prune(directory, out=tmp_path / "out", ratio=0.3, protect="0", calibration=options["text"], **QUICK)
+    with pytest.raises(secateur.UserError, match="unequal"):
+        secateur.evaluate(secateur.load(unequal.out), tokenizer=tokenizer, **options)
+
+
 def test_pruning_again_with_another_ratio_needs_no_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, first = pruned("llama", tmp_path)
     monkeypatch.setattr("secateur.recipes.steps.collect", lambda *a, **k: pytest.fail("walked again"))
