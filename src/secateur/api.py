@@ -9,9 +9,12 @@ print(result.ratio_reached, secateur.evaluate("smaller", text="held_out.txt").pe
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
+from secateur.errors import UserError
 from secateur.reporter import Quiet, Reporter
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from secateur.recipes.evaluate import EvalResult
     from secateur.recipes.prune import Forecast, PruneResult
     from secateur.settings import Axis, Bos, Compensation, Dtype
@@ -87,18 +90,36 @@ def prune(
     return run(settings, report or Quiet())
 
 
-def evaluate(model: str | PathLike[str], *, report: Reporter | None = None, **options: Unpack[EvalOptions]) -> "EvalResult":
+def evaluate(
+    model: "str | PathLike[str] | Module",
+    *,
+    tokenizer: Any = None,
+    report: Reporter | None = None,
+    **options: Unpack[EvalOptions],
+) -> "EvalResult":
     """Measure a model's perplexity with one layer in memory at a time.
 
-    The options are those of `secateur eval` and the fields of `secateur.settings.EvalSettings`. Raises `UserError` for a
-    setting or an input that cannot be used.
+    `model` is a directory, a hub id, or a Hugging Face model in memory, which needs its `tokenizer` beside it and is walked where
+    and in the type that it is. The options are those of `secateur eval` and the fields of `secateur.settings.EvalSettings`.
+    Raises `UserError` for a setting or an input that cannot be used.
     """
+    from secateur.recipes.evaluate import evaluate as run
+    from secateur.recipes.evaluate import evaluate_module
     from secateur.settings import EvalSettings
 
-    settings = EvalSettings(model=fspath(model), **_spelled(options))
-    from secateur.recipes.evaluate import evaluate as run
-
-    return run(settings, report or Quiet())
+    if isinstance(model, (str, PathLike)):
+        if tokenizer is not None:
+            raise UserError("a tokenizer was given with a model on disk, which brings its own. Leave out `tokenizer`.")
+        return run(EvalSettings(model=fspath(model), **_spelled(options)), report or Quiet())
+    for name in ("device", "dtype", "trust_remote_code"):
+        if name in options:
+            raise UserError(f"{name!r} has no effect on a model in memory. Move or convert the model itself, and leave it out.")
+    if tokenizer is None:
+        raise UserError(
+            "a model in memory was given without its tokenizer. Give `tokenizer=AutoTokenizer.from_pretrained(...)`."
+        )
+    named = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+    return evaluate_module(model, tokenizer, EvalSettings(model=named, **_spelled(options)), report or Quiet())
 
 
 def _spelled(options: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from secateur.calibration.blocks import Blocks, windows
-from secateur.calibration.tokens import check_vocabulary, load_tokenizer, tokenise
+from secateur.calibration.text import Text
+from secateur.calibration.tokens import Tokenizer, check_vocabulary, load_tokenizer, tokenise
 from secateur.errors import UserError
 from secateur.evaluation.perplexity import Perplexity, measure
 from secateur.plan import read_record
@@ -50,10 +51,25 @@ def evaluate(settings: EvalSettings, report: Reporter) -> EvalResult:
     source, dtype = open_model(
         settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
-    check_length(source.binding, settings.seq_len)
-    check_outer(source)
     text = open_text(settings.text, read_record(source.directory), "evaluation")
     tokenizer = load_tokenizer(source.directory, trust_remote_code=settings.trust_remote_code)
+    return _evaluated(settings, source, text, tokenizer, device=device, dtype=dtype, report=report, start=start)
+
+
+def evaluate_module(model: nn.Module, tokenizer: Tokenizer, settings: EvalSettings, report: Reporter) -> EvalResult:
+    """Evaluate a Hugging Face model that is in memory by the same walk, where and in the type that it is; it is not changed."""
+    start = time.perf_counter()
+    source, weight = ModuleSource.of(model), next(model.parameters())
+    text = open_text(settings.text, None, "evaluation")
+    return _evaluated(settings, source, text, tokenizer, device=weight.device, dtype=weight.dtype, report=report, start=start)
+
+
+def _evaluated(
+    settings: EvalSettings, source: Source, text: Text, tokenizer: Tokenizer, *, device: torch.device, dtype: torch.dtype,
+    report: Reporter, start: float,
+) -> EvalResult:  # fmt: skip
+    check_length(source.binding, settings.seq_len)
+    check_outer(source)
     report.say(f"tokenising {text.name}")
     tokens = tokenise(text, tokenizer, bos=settings.bos, max_tokens=settings.max_tokens)
     blocks = windows(tokens, seq_len=settings.seq_len, max_tokens=settings.max_tokens)
@@ -76,7 +92,13 @@ def perplexity_of(
     stored = source.dtype(binding.embedding)
     fitted = fit(binding, shape=shape, dtype=dtype, stored=stored, statistics=0, limit=limit)
     walk = Walk.over(source, device=device, dtype=dtype, tokens=fitted.tokens)
-    found = measure(walk, blocks.ids, spill=fitted.spill, track=lambda items, n: report.track(items, label, n))
+    try:
+        found = measure(walk, blocks.ids, spill=fitted.spill, track=lambda items, n: report.track(items, label, n))
+    except OSError as error:
+        raise UserError(
+            f"{label} failed at the hidden states in {error.filename}: {error.strerror or error}. Make room there, set TMPDIR to a "
+            f"directory on another disk, or give a larger --max-memory."
+        ) from error
     if not math.isfinite(found.mean):
         check_outer(source)
         raise UserError(
@@ -84,12 +106,3 @@ def perplexity_of(
             f"--dtype fp32 (or bf16 instead of fp16)."
         )
     return found
-
-
-def perplexity_in_memory(model: nn.Module, blocks: Blocks, report: Reporter) -> Perplexity:
-    """Perplexity of a Hugging Face model that is in memory, by the same walk; its weights are not changed."""
-    source = ModuleSource.of(model)
-    weight = next(model.parameters())
-    return perplexity_of(
-        source, blocks, device=weight.device, dtype=weight.dtype, limit=None, report=report, label="evaluating"
-    )  # fmt: skip

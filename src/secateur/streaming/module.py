@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
+from secateur import axes
 from secateur.axes import Kept
+from secateur.errors import UserError
 from secateur.families.binding import Binding, bind
 
 
@@ -19,8 +21,16 @@ class ModuleSource:
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModuleSource":
-        config = model.config
-        return cls(model=model, binding=bind(config, dtype=next(model.parameters()).dtype))
+        """Raises `UserError` for a model whose weights are not of its configuration's sizes."""
+        binding = bind(model.config, dtype=next(model.parameters()).dtype)
+        for name in binding.names():
+            shape, expected = tuple(model.get_parameter(name).shape), axes.shape(binding.spec(name), binding.sizes)
+            if shape != expected:
+                raise UserError(
+                    f"the model in memory has a weight {name!r} of shape {list(shape)}, and its configuration says {list(expected)}: "
+                    f"its layers have unequal sizes. Give the directory it was loaded from instead."
+                )
+        return cls(model=model, binding=binding)
 
     @property
     def fingerprint(self) -> str:
