@@ -4,12 +4,14 @@ A directory belongs to one model, one set of calibration blocks and one arithmet
 ratio or method finds the statistics of the first.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,9 +38,25 @@ class RunDirectory:
             raise UserError(f"cannot write the run directory {path}: {error.strerror}. Give another --run-dir.") from error
         return run
 
+    @contextmanager
+    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """No other process is in such a block of this directory meanwhile; calls `waiting` if one is, and waits for it.
+
+        The lock ends with the process, however that ends.
+        """
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                pass
+            yield
+
     def write(self, name: str, body: Any) -> None:
         """Replace a JSON file, all at once."""
-        part = self.path / f"{name}.partial"
+        part = self.path / f"{name}.{os.getpid()}.partial"
         part.write_text(json.dumps(body, indent=2, sort_keys=True, default=str) + "\n")
         os.replace(part, self.path / name)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 
 import secateur
 from secateur.export import huggingface
+from secateur.recipes import evaluate as evaluating
+from secateur.streaming.memory import fit
 from secateur.streaming.tensorfile import TensorWriter
 from secateur.streaming.walk import Walk
-from tests.recipes.refusal import job, refused, statistics
+from tests.recipes.refusal import command, job, refused, statistics
 from tests.recipes.test_interrupted import LAYERS, Make, model_files, no_walk
+from tests.recipes.tiny_checkpoint import text_beside
 
 
 @pytest.fixture
@@ -90,6 +94,16 @@ def test_a_disk_that_fills_while_writing_leaves_everything_as_it_was(
     monkeypatch.undo()
     monkeypatch.setattr(Walk, "layers", no_walk)
     assert secateur.prune(model, **job(model), force=force).ratio_reached > 0.25
+
+
+def test_a_disk_that_fills_while_evaluating_is_told(
+    model: Path, full_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating, "fit", lambda *a, **k: replace(fit(*a, **k), spill=True))
+    full_after(2)
+    done = command("eval", str(model), text=text_beside(model), seq_len=16)
+    assert done.exit_code == 2 and "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in ("No space left on device", "TMPDIR", "--max-memory"))
 
 
 @pytest.fixture

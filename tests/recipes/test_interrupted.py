@@ -116,7 +116,7 @@ def test_a_killed_walk_is_resumed_bit_for_bit(model: Path, place: str, finished:
     assert model_files(home / "out") == model_files(home / "whole")
     assert resumed.ratio_reached == whole.ratio_reached
     left = {path.name for path in (home / ".secateur").glob("*/*") if path.suffix != ".json"}
-    assert left == {"journal.jsonl", *statistics(home)}, "no hidden states and no half-written file stay"
+    assert left == {"journal.jsonl", "lock", *statistics(home)}, "no hidden states and no half-written file stay"
 
 
 @pytest.mark.parametrize("spilled", [False, True])

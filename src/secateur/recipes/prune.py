@@ -30,7 +30,8 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
     run = RunDirectory.make(job.runs, model=job.source.fingerprint, blocks=drawn.fingerprint, dtype=str(job.dtype))
     run.write("settings.json", settings.to_json())
     run.write("environment.json", environment())
-    store = gather(job, run, report)
+    with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
+        store = gather(job, run, report)
     plan = choose_plan(job, store, report)
     run.write("plan.json", plan.to_dict())
     before = perplexity(job, job.source, run, report, "evaluating the original")
