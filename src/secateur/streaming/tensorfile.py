@@ -47,11 +47,14 @@ class TensorFile:
 
     path: Path
     entries: Mapping[str, Entry]
+    inode: int
+    """Of the file that had this header: another one may take its name."""
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":
         with _reading(path) as file:
-            size = os.fstat(file.fileno()).st_size
+            found = os.fstat(file.fileno())
+            size = found.st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(HEADER_LIMIT, size - 8):
                 raise _broken(path, f"it has {size} bytes and its header claims {length}")
@@ -70,14 +73,14 @@ class TensorFile:
             need = entry.stop
         if need != size:
             raise _broken(path, f"it has {size} bytes and its header needs {need}")
-        return cls(path=path, entries=entries)
+        return cls(path=path, entries=entries, inode=found.st_ino)
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:
         """The whole tensor, in memory of its own, or in `out` if that has its type and shape."""
         entry = self.entries[name]
         if out is None or out.dtype != entry.dtype or tuple(out.shape) != entry.shape:
             out = torch.empty(entry.shape, dtype=entry.dtype)
-        with _reading(self.path) as file:
+        with _reading(self.path, self.inode) as file:
             _read_into(file.fileno(), out, entry.start, self.path)
         return out
 
@@ -86,7 +89,7 @@ class TensorFile:
         entry = self.entries[name]
         width = (entry.stop - entry.start) // entry.shape[0]
         out = torch.empty((len(rows), *entry.shape[1:]), dtype=entry.dtype)
-        with _reading(self.path) as file:
+        with _reading(self.path, self.inode) as file:
             for at, first, count in _runs(rows):
                 _read_into(file.fileno(), out[at : at + count], entry.start + first * width, self.path)
         return out
@@ -131,7 +134,7 @@ class TensorWriter:
         piece = torch.empty(min(CHUNK, entry.stop - entry.start), dtype=torch.uint8)
         for at in range(entry.start, entry.stop, CHUNK):
             part = piece[: min(CHUNK, entry.stop - at)]
-            with _reading(source.path) as file:
+            with _reading(source.path, source.inode) as file:
                 _read_into(file.fileno(), part, at, source.path)
             self._put(_bytes(part), mine.start + at - entry.start)
         self._missing.discard(name)
@@ -199,9 +202,11 @@ def _entry(path: Path, name: str, body: Any, base: int) -> Entry:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
+def _reading(path: Path, inode: int | None = None) -> Iterator[BinaryIO]:
     try:
         with path.open("rb", buffering=0) as file:
+            if inode is not None and os.fstat(file.fileno()).st_ino != inode:
+                raise UserError(f"the weights file {path} was replaced while it was being read. Run the same command again.")
             yield file
     except OSError as error:
         raise UserError(f"cannot read the weights file {path}: {error.strerror}. Is it still there, and whole?") from error

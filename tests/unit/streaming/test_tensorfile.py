@@ -141,6 +141,10 @@ def test_a_file_that_changes_after_it_was_opened(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"{path} is truncated or corrupt: it ends at byte"):
         file.read("x")
+    (tmp_path / "g").write_bytes(path.read_bytes())
+    (tmp_path / "g").rename(path)
+    with pytest.raises(UserError, match=f"{path} was replaced while it was being read"):
+        file.read_rows("x", torch.tensor([1]))
     path.unlink()
     for read in (lambda: file.read("x"), lambda: file.read_rows("x", torch.tensor([1])), lambda: TensorFile.open(path)):
         with pytest.raises(UserError, match=f"cannot read the weights file {path}: No such file"):
