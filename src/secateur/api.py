@@ -103,14 +103,15 @@ def evaluate(
     and in the type that it is. The options are those of `secateur eval` and the fields of `secateur.settings.EvalSettings`.
     Raises `UserError` for a setting or an input that cannot be used.
     """
-    from secateur.recipes.evaluate import evaluate as run
-    from secateur.recipes.evaluate import evaluate_module
     from secateur.settings import EvalSettings
 
     if isinstance(model, (str, PathLike)):
         if tokenizer is not None:
             raise UserError("a tokenizer was given with a model on disk, which brings its own. Leave out `tokenizer`.")
-        return run(EvalSettings(model=fspath(model), **_spelled(options)), report or Quiet())
+        settings = EvalSettings(model=fspath(model), **_spelled(options))
+        from secateur.recipes.evaluate import evaluate as run
+
+        return run(settings, report or Quiet())
     for name in ("device", "dtype", "trust_remote_code"):
         if name in options:
             raise UserError(f"{name!r} has no effect on a model in memory. Move or convert the model itself, and leave it out.")
@@ -118,6 +119,8 @@ def evaluate(
         raise UserError(
             "a model in memory was given without its tokenizer. Give `tokenizer=AutoTokenizer.from_pretrained(...)`."
         )
+    from secateur.recipes.evaluate import evaluate_module
+
     named = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
     return evaluate_module(model, tokenizer, EvalSettings(model=named, **_spelled(options)), report or Quiet())
 
