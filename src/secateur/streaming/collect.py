@@ -14,6 +14,7 @@ from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.statistics import ACCUMULATORS, STATISTICS
 from secateur.streaming.hidden import HiddenStates, boundary, intact
+from secateur.streaming.memory import layer_bytes
 from secateur.streaming.tensorfile import TensorFile, TensorWriter
 from secateur.streaming.walk import Observer, Walk
 
@@ -157,7 +158,9 @@ def _gather(walk: Walk, request: Request, store: Store, hidden: HiddenStates, fi
             current[module] = {kind: ACCUMULATORS[kind](width, walk.device) for kind in sorted(kinds)}
         return {module: [a.update for a in kinds.values()] for module, kinds in current.items()}
 
-    for layer in walk.layers(hidden, first=first, watch=watch):
+    # What is gathered is rounded and saved between layers; where that is large, the layer must not stay in memory beside it.
+    release = memory_of(request, walk.binding) > layer_bytes(walk.binding, walk.dtype)
+    for layer in walk.layers(hidden, first=first, watch=watch, release=release):
         found = {m: {k: a.result() for k, a in kinds.items()} for m, kinds in current.items()}
         current.clear()
         for module, kinds in found.items():

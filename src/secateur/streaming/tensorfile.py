@@ -29,6 +29,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's own limit
 CHUNK = 32 << 20
+WINDOW = 4 << 20  # bytes of neighbouring rows that are read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +86,26 @@ class TensorFile:
         return out
 
     def read_rows(self, name: str, rows: Int[Tensor, " row"]) -> Tensor:
-        """The given indices of the first dimension, ascending; only their bytes are read."""
+        """The given indices of the first dimension, ascending.
+
+        Only their bytes are read where they are few; where they are many in short runs, all bytes between them are read and most
+        kept, since a call for each run would cost more.
+        """
         entry = self.entries[name]
         width = (entry.stop - entry.start) // entry.shape[0]
         out = torch.empty((len(rows), *entry.shape[1:]), dtype=entry.dtype)
+        between = torch.empty((0, *entry.shape[1:]), dtype=entry.dtype)
         with _reading(self.path, self.inode) as file:
-            for at, first, count in _runs(rows):
-                _read_into(file.fileno(), out[at : at + count], entry.start + first * width, self.path)
+            for at, stop in _pieces(rows, max(1, WINDOW // max(width, 1))):
+                part = rows[at:stop]
+                first, span = int(part[0]), int(part[-1] - part[0]) + 1
+                if span == stop - at:
+                    _read_into(file.fileno(), out[at:stop], entry.start + first * width, self.path)
+                    continue
+                if len(between) < span:
+                    between = torch.empty((span, *entry.shape[1:]), dtype=entry.dtype)
+                _read_into(file.fileno(), between[:span], entry.start + first * width, self.path)
+                torch.index_select(between, 0, part - first, out=out[at:stop])
         return out
 
 
@@ -239,11 +253,19 @@ def _read_into(descriptor: int, out: Tensor, start: int, path: Path) -> None:
         data, start = data[done:], start + done
 
 
-def _runs(rows: Int[Tensor, " row"]) -> Iterator[tuple[int, int, int]]:
-    """(position in `rows`, first row, count) of each run of consecutive rows."""
+def _pieces(rows: Int[Tensor, " row"], window: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the positions in `rows` to read at once: one run of consecutive rows, or neighbouring runs of which at
+    least a quarter of the rows in between is wanted, over at most `window` rows unless it is a single run."""
     if len(rows) == 0:
         return
     breaks = (torch.diff(rows) != 1).nonzero().flatten() + 1
-    edges = [0, *breaks.tolist(), len(rows)]
-    for a, b in zip(edges, edges[1:], strict=False):
-        yield a, int(rows[a]), b - a
+    runs = torch.cat([breaks.new_zeros(1), breaks, breaks.new_full((1,), len(rows))]).tolist()
+    firsts, lasts = rows[runs[:-1]].tolist(), rows[[r - 1 for r in runs[1:]]].tolist()
+    start = 0
+    for run in range(1, len(runs)):
+        if run < len(runs) - 1:
+            span = lasts[run] - firsts[start] + 1
+            if span <= window and 4 * (runs[run + 1] - runs[start]) >= span:
+                continue
+        yield runs[start], runs[run]
+        start = run

@@ -65,11 +65,13 @@ class Walk:
             hidden.commit(0)
 
     @torch.no_grad()
-    def layers(self, hidden: HiddenStates, *, first: int = 0, watch: Watch | None = None) -> Iterator[int]:
+    def layers(
+        self, hidden: HiddenStates, *, first: int = 0, watch: Watch | None = None, release: bool = False
+    ) -> Iterator[int]:
         """Run the layers from `first` on; yields each layer's number when its output is complete in `hidden`.
 
         On a CUDA device the next layer is read while the current one computes; on the CPU that would cost a second layer's memory,
-        and each layer is read over the one before.
+        and each layer is read over the one before. `release`: give a layer's memory back before yielding instead.
         """
         last, read = self.binding.num_layers, {}
         with ExitStack() as stack:
@@ -81,6 +83,8 @@ class Walk:
                 coming = pool.submit(read_layer, self.source, number + 1) if pool and number + 1 < last else None
                 self._run(number, weights, hidden, watch(number) if watch else {})
                 del weights
+                if release:
+                    read = {}
                 hidden.commit(number + 1)
                 yield number
 
