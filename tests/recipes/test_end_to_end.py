@@ -142,7 +142,8 @@ def test_the_directory_is_what_people_expect(tmp_path: Path):
         assert file.metadata() == {"format": "pt"}
     card = (out / "README.md").read_text()
     assert card.startswith("---\nbase_model:") and "secateur prune" in card and f"{result.parameters_after:,}" in card
-    assert str(tmp_path) not in card, "a person's directories are not published"
+    published = "".join(path.read_text() for path in (out / "README.md", out / "secateur.json", out / "config.json"))
+    assert str(tmp_path) not in published, "a person's directories are nobody else's business"
     assert result.perplexity_before and result.perplexity_after
     again = secateur.evaluate(out, text=str(text_beside(model)), seq_len=16)
     with torch.no_grad():

@@ -235,6 +235,8 @@ def _budget(settings: PruneSettings, source: Checkpoint) -> int:
 def plan_settings(settings: PruneSettings) -> dict[str, Any]:
     """What the plan depends on, and nothing that differs between two machines."""
     chosen = settings.to_json()
-    for name in ("model", "out", "run_dir", "resume", "force", "dry_run", "max_memory", "trust_remote_code"):
+    for name in (
+        "model", "out", "run_dir", "resume", "force", "dry_run", "max_memory", "trust_remote_code", "calibration", "evaluation",
+    ):  # fmt: skip  # what was calibrated on is told by the fingerprint of its blocks
         chosen.pop(name)
     return chosen

@@ -13,7 +13,7 @@ from secateur.recipes.evaluate import perplexity_of
 from secateur.recipes.job import Job, plan_settings, target_binding, written
 from secateur.recipes.result import PruneResult
 from secateur.reporter import Reporter
-from secateur.reporting.card import Card, model_card
+from secateur.reporting.card import Card, model_card, portable
 from secateur.runs import RunDirectory, environment
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Store, by_type, collect, disk_of, start_of
@@ -116,10 +116,9 @@ def perplexity(job: Job, source: Checkpoint, run: RunDirectory | None, report: R
 
 def finish(job: Job, result: PruneResult, plan: Plan, fresh: Path) -> None:
     """The record and the model card, with the figures in them."""
-    preset = job.settings.calibration if job.settings.calibration in PRESETS else None
-    given = job.settings.evaluation if job.settings.evaluation != "none" else None
-    texts = {"calibration": job.settings.calibration, "evaluation": given or preset}
-    provenance = {"result": result.to_json(), "environment": environment(), "texts": texts, "settings": job.settings.to_json()}
+    texts = {"evaluation": job.settings.calibration} if job.settings.calibration in PRESETS else {}
+    settings = portable(job.settings.to_json())
+    provenance = {"result": portable(result.to_json()), "environment": environment(), "texts": texts, "settings": settings}
     save_record({"stock": result.stock, "plan": plan.to_dict(), "provenance": provenance}, fresh)
     card = Card(result=result.to_json(), settings=job.settings.to_json(), base=job.settings.model, environment=environment())
     (fresh / "README.md").write_text(model_card(card, job.source.directory))

@@ -51,6 +51,7 @@ The kept units of every layer, the settings and versions are in `secateur.json`.
 
 # Settings that say where and how a run took place, not what it made.
 SILENT = frozenset({"resume", "force", "dry_run", "run_dir"})
+PATHS = frozenset({"model", "out", "calibration", "evaluation"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,7 @@ class Card:
 
 def model_card(card: Card, source: Path) -> str:
     """Markdown with YAML front matter; the licence is carried over from the source's own card."""
-    out = str(card.result["out"])
-    # A person's directories are nobody else's business: local paths are named by their last part.
-    base = card.base if "/" in card.base and not Path(card.base).exists() else Path(card.base).name
+    out, base, settings = str(card.result["out"]), named(card.base), portable(card.settings)
     front = {"base_model": base, "base_model_relation": "finetune", "library_name": "transformers", "pipeline_tag": "text-generation",
              "tags": ["secateur", "pruned", "structured-pruning"], **_carried(source)}  # fmt: skip
     if card.result["stock"]:
@@ -77,19 +76,30 @@ def model_card(card: Card, source: Path) -> str:
     jinja = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return jinja.from_string(TEMPLATE).render(
         front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
-        r=card.result, settings=card.settings, environment=card.environment, load=load, command=command(card.settings, base),
+        r=card.result, settings=settings, environment=card.environment, load=load, command=command(settings),
     )  # fmt: skip
 
 
-def command(settings: Mapping[str, Any], base: str) -> str:
-    """The command line that makes the same again."""
-    parts = ["secateur", "prune", base]
+def named(value: str) -> str:
+    """A preset, a hub id or a hub data set as it is; a local path by its last part: directories are nobody else's business."""
+    path = Path(value)
+    return path.name if path.is_absolute() or path.exists() or value.startswith((".", "~")) else value
+
+
+def portable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings or a result without the directories of the machine that they come from."""
+    kept = {name: value for name, value in facts.items() if name not in ("run_dir", "load")}
+    return {n: named(v) if n in PATHS and isinstance(v, str) else v for n, v in kept.items()}
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """The command line that makes the same again, from portable settings."""
+    parts = ["secateur", "prune", str(settings["model"])]
     for name, value in settings.items():
         if name in SILENT or name == "model" or value in (None, False, "", ()):
             continue
         flag = "--" + {"evaluation": "eval"}.get(name, name).replace("_", "-")
         shown = ",".join(value) if isinstance(value, (list, tuple)) else str(value)
-        shown = Path(shown).name if name in ("out", "calibration", "evaluation") and Path(shown).is_absolute() else shown
         parts += [flag] if value is True else [flag, shown]
     return " ".join(parts)
 
