@@ -31,7 +31,7 @@ class EvalResult:
     model: str
     perplexity: float
     loss: float
-    stderr: float
+    stderr: float | None
     tokens: int
     predicted: int
     seq_len: int
@@ -75,8 +75,9 @@ def _evaluated(
     blocks = windows(tokens, seq_len=settings.seq_len, max_tokens=settings.max_tokens)
     limit = parse_bytes(settings.max_memory) if settings.max_memory else None
     found = perplexity_of(source, blocks, device=device, dtype=dtype, limit=limit, report=report, label="evaluating")
+    stderr = found.stderr if math.isfinite(found.stderr) else None  # one window has none
     return EvalResult(
-        model=settings.model, perplexity=found.perplexity, loss=found.mean, stderr=found.stderr, tokens=blocks.num_tokens,
+        model=settings.model, perplexity=found.perplexity, loss=found.mean, stderr=stderr, tokens=blocks.num_tokens,
         predicted=found.predicted, seq_len=settings.seq_len, text=blocks.text, protocol=blocks.protocol,
         seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
     )  # fmt: skip

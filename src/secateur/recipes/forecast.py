@@ -52,9 +52,9 @@ class Forecast:
 def forecast(job: Job) -> Forecast:
     """Widths are exact for the uniform allocation, and the mean for others."""
     binding, source = job.binding, job.source
-    kept = counts(binding, job.scope, Uniform(), job.budget)
+    kept = counts(binding, job.scope, Uniform(), job.leaving)
     sizes = layer_sizes(binding, kept)
-    after = sum(parameters(binding.layer.values(), s) for s in sizes)
+    after = sum(parameters(job.target.layer.values(), s) for s in sizes)
     gone = job.block_parameters - after
     width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
     walks = int(bool(job.request.kinds)) + (0 if job.settings.evaluation == "none" else 2)

@@ -52,6 +52,20 @@ class Job:
     def binding(self) -> Binding:
         return self.source.binding
 
+    @cached_property
+    def target(self) -> Binding:
+        """The result's configuration at the original sizes: the source's own, with new biases where they are needed."""
+        added = self.new_biases()
+        return bind(with_biases(self.binding, added), dtype=self.dtype) if added else self.binding
+
+    @cached_property
+    def leaving(self) -> int:
+        """Parameters of the original that leave, so that the budget is met although new biases come."""
+        kept = counts(self.binding, self.scope, ALLOCATORS.create("uniform"), self.budget)
+        sizes = layer_sizes(self.binding, kept)
+        new = {n: s for n, s in self.target.layer.items() if n not in self.binding.layer}
+        return self.budget + sum(plans.parameters(new.values(), s) for s in sizes)
+
     @property
     def block_parameters(self) -> int:
         """Of the whole stack of layers."""
@@ -162,14 +176,6 @@ def written(job: Job) -> int:
     """Bytes of the result's weights, as the budget wants them."""
     width = job.source.dtype(job.binding.layer_name(0, next(iter(job.binding.layer)))).itemsize
     return job.source.num_bytes - job.budget * width
-
-
-def target_binding(job: Job) -> Binding:
-    """The result's configuration at the original sizes: the source's own, with new biases where they are needed."""
-    added = job.new_biases()
-    if not added:
-        return job.binding
-    return bind(with_biases(job.binding, added), dtype=job.dtype)
 
 
 def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation, allocator: Allocator) -> Scope:

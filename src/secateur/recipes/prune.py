@@ -1,5 +1,6 @@
 """The main job: a checkpoint in, a smaller ordinary checkpoint out, in the memory of about one layer."""
 
+import math
 import time
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
         result = PruneResult(
             out=str(settings.out), model=settings.model, method=settings.method, compensate=settings.compensate,
             allocation=settings.allocation, ratio=job.budget / job.block_parameters, ratio_reached=plan.settings["ratio_reached"],
-            parameters_before=job.source.num_parameters, parameters_after=shards.num_parameters,
+            parameters_before=job.source.num_parameters, parameters_after=shards.num_parameters - stored_twice(job),
             bytes_before=job.source.num_bytes, bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
             evaluation=held.protocol if held else None, calibration=drawn.protocol, stock=shape.stock,
             load=loading(shape, settings.out), notes=shape.notes + shape.reasons, verified=error, run_dir=str(run.path),
@@ -65,6 +66,12 @@ def announce(job: Job, report: Reporter) -> None:
     else:
         report.warn(f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. It loads with secateur.load")
     report.say(f"memory at the peak will be about {spell_bytes(job.fit.peak)}")
+
+
+def stored_twice(job: Job) -> int:
+    """Parameters of a tied head that the checkpoint stores all the same."""
+    tied = job.binding.tied
+    return math.prod(job.source.entry(tied).shape) if tied in job.source.keys and tied else 0
 
 
 def loading(shape: Shape, out: Path) -> str:

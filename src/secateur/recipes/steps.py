@@ -10,7 +10,7 @@ from secateur.export.huggingface import check_disk, copy_companions, save_config
 from secateur.export.stock import Shape
 from secateur.plan import Plan
 from secateur.recipes.evaluate import perplexity_of
-from secateur.recipes.job import Job, plan_settings, target_binding, written
+from secateur.recipes.job import Job, plan_settings, written
 from secateur.recipes.result import PruneResult
 from secateur.reporter import Reporter
 from secateur.reporting.card import Card, model_card, portable
@@ -63,10 +63,10 @@ def choose_plan(job: Job, store: Store, report: Reporter) -> Plan:
         job.source, job.scope, job.criterion, seen, standardised=job.allocator.standardised, seed=job.settings.seed
     )  # fmt: skip
     scores: Scores = dict(report.track(scored, "scoring", len(job.scope.layers) * len(job.scope.axes)))
-    kept = counts(binding, job.scope, job.allocator, job.budget, scores)
+    kept = counts(binding, job.scope, job.allocator, job.leaving, scores)
     layers = kept_layers(binding, job.scope, scores, kept)
     plan = Plan(model_type=binding.model_type, fingerprint=job.source.fingerprint, sizes=dict(binding.sizes), layers=layers)
-    left = plan.block_parameters(binding.layer.values())
+    left = plan.block_parameters(job.target.layer.values())
     settings = plan_settings(job.settings) | {
         "ratio_reached": 1 - left / job.block_parameters,
         "calibration_blocks": job.blocks[0].fingerprint,
@@ -83,7 +83,7 @@ def operate(job: Job, plan: Plan, shape: Shape, store: Store, fresh: Path, repor
     def seen(layer: int, module: str) -> Any:
         return by_type(store.load(layer, modules=[module]))[module]
 
-    rebuild = Rebuild(source=job.source, target=target_binding(job), plan=plan, compensation=job.compensation, seen=seen)
+    rebuild = Rebuild(source=job.source, target=job.target, plan=plan, compensation=job.compensation, seen=seen)
     shards = Shards.of(rebuild, job.source)
     assert job.settings.out is not None
     check_disk({job.settings.out: shards.num_bytes})
@@ -92,6 +92,8 @@ def operate(job: Job, plan: Plan, shape: Shape, store: Store, fresh: Path, repor
     for _ in report.track(write(rebuild, job.source, shards, fresh, verifier), "writing and checking", job.binding.num_layers):
         pass
     copy_companions(job.source.directory, fresh)
+    # What is computed in is no property of the result: `from_pretrained` must find the type that is stored.
+    shape.config.dtype = job.source.dtype(job.binding.embedding)
     save_config(shape.config, fresh)
     save_record({"stock": shape.stock, "plan": plan.to_dict(), "provenance": {}}, fresh)
     return shards, max(verifier.errors)

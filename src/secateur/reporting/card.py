@@ -1,6 +1,7 @@
 """The model card of a pruned checkpoint: what it came from, what left, how that was chosen, and what it did. Imports no torch."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ TEMPLATE = """\
 
 # {{ name }}
 
-A structurally pruned version of `{{ base }}`: whole attention heads and MLP channels were removed by
-Secateur {{ environment.secateur }}; what remains is an ordinary, smaller, dense model.
+A structurally pruned version of `{{ base }}`: whole {{ removed }} were removed by Secateur {{ environment.secateur }}; what
+remains is a smaller, dense model{% if not r.stock %} that transformers alone cannot load{% endif %}.
 
 | | before | after |
 |---|---|---|
@@ -37,7 +38,8 @@ Secateur {{ environment.secateur }}; what remains is an ordinary, smaller, dense
 ## How it was pruned
 
 - method `{{ r.method }}`, compensation `{{ r.compensate }}`, allocation `{{ r.allocation }}`, axes {{ settings.axes|join(", ") }}
-- {{ "%.2f%%"|format(100 * r.ratio_reached) }} of the transformer blocks' parameters left ({{ "%.2f%%"|format(100 * r.ratio) }} asked)
+- {{ "%.2f%%"|format(100 * r.ratio_reached) }} of the parameters of all transformer blocks were removed
+  ({{ "%.2f%%"|format(100 * r.ratio) }} asked)
 - calibration: {{ r.calibration }}; seed {{ settings.seed }}
 - every layer read back and compared with the original, dropped units masked: largest relative error {{ "%.1e"|format(r.verified) }}
 - made with Python {{ environment.python }}, torch {{ environment.torch }}, transformers {{ environment.transformers }}
@@ -51,6 +53,7 @@ The kept units of every layer, the settings and versions are in `secateur.json`.
 
 # Settings that say where and how a run took place, not what it made.
 SILENT = frozenset({"resume", "force", "dry_run", "run_dir"})
+UNITS = {"kv": "attention heads", "group": "query heads", "ffn": "MLP channels"}
 PATHS = frozenset({"model", "out", "calibration", "evaluation"})
 
 
@@ -67,7 +70,9 @@ class Card:
 def model_card(card: Card, source: Path) -> str:
     """Markdown with YAML front matter; the licence is carried over from the source's own card."""
     out, base, settings = str(card.result["out"]), named(card.base), portable(card.settings)
-    front = {"base_model": base, "base_model_relation": "finetune", "library_name": "transformers", "pipeline_tag": "text-generation",
+    library = "transformers" if card.result["stock"] else "secateur"
+    removed = " and ".join(UNITS[axis] for axis in card.settings["axes"])
+    front = {"base_model": base, "base_model_relation": "finetune", "library_name": library, "pipeline_tag": "text-generation",
              "tags": ["secateur", "pruned", "structured-pruning"], **_carried(source)}  # fmt: skip
     if card.result["stock"]:
         load = f'AutoModelForCausalLM.from_pretrained("{Path(out).name}")'
@@ -75,7 +80,7 @@ def model_card(card: Card, source: Path) -> str:
         load = f'secateur.load("{Path(out).name}")    # unequal layers: transformers alone cannot'
     jinja = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return jinja.from_string(TEMPLATE).render(
-        front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
+        removed=removed, front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
         r=card.result, settings=settings, environment=card.environment, load=load, command=command(settings),
     )  # fmt: skip
 
@@ -96,12 +101,12 @@ def command(settings: Mapping[str, Any]) -> str:
     """The command line that makes the same again, from portable settings."""
     parts = ["secateur", "prune", str(settings["model"])]
     for name, value in settings.items():
-        if name in SILENT or name == "model" or value in (None, False, "", ()):
+        if name in SILENT or name == "model" or value is None or value is False or value in ("", [], ()):
             continue
         flag = "--" + {"evaluation": "eval"}.get(name, name).replace("_", "-")
         shown = ",".join(value) if isinstance(value, (list, tuple)) else str(value)
         parts += [flag] if value is True else [flag, shown]
-    return " ".join(parts)
+    return shlex.join(parts)
 
 
 def _carried(source: Path) -> dict[str, Any]:

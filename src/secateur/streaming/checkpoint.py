@@ -114,7 +114,8 @@ class Checkpoint:
 
     @property
     def num_parameters(self) -> int:
-        return sum(torch.Size(self.entry(n).shape).numel() for n in self.keys)
+        """As transformers counts them: a tied head that is stored all the same counts once."""
+        return sum(torch.Size(self.entry(n).shape).numel() for n in self.keys if n != self.binding.tied)
 
 
 _BUFFERS = {"torch.int64", "torch.bool", "torch.uint8"}  # of old masks and positions, which the model does not read
