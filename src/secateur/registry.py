@@ -48,6 +48,30 @@ class Registry(Generic[T]):
                 raise UserError(f"{self.kind} {name!r} has no option {option!r}.{did_you_mean(option, known)} {allowed}")
         return kind(**(options or {}))
 
+    def spelled(self, text: str) -> T:
+        """An instance from `name` or `name:option=value,option=value`. Raises `UserError` as `create` does."""
+        name, _, rest = text.partition(":")
+        options = {}
+        for part in filter(None, rest.split(",")):
+            option, equals, value = part.partition("=")
+            if not equals:
+                raise UserError(
+                    f"{part!r} of {text!r} is not an option. Write {self.kind}s with options as {name}:option=value,..."
+                )
+            options[option.strip()] = _value(value.strip())
+        return self.create(name, options)
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that starts with a space, or nothing when no known name is near."""

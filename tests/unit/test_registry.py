@@ -67,3 +67,23 @@ def test_listing_names_does_not_load_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", listing], check=False).returncode == 0
+
+
+def test_a_name_is_spelled_with_its_options():
+    options = {"metric": "wifn", "squared_heads": False}
+    assert CRITERIA.spelled("flap") == CRITERIA.create("flap")
+    assert CRITERIA.spelled("flap:metric=wifn,squared_heads=false") == CRITERIA.create("flap", options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flap:metric", "is not an option"),
+        ("flap:metrik=ifv", "Did you mean metric"),
+        ("flpa:x=1", "Did you mean flap"),
+        ("flap:metric=xyz", "Allowed: wifv"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        CRITERIA.spelled(text)

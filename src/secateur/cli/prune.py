@@ -16,7 +16,13 @@ Ratio = Annotated[
 ]
 TargetParams = Annotated[str | None, Option(help="Parameters of the pruned model, such as 5.5B.", rich_help_panel=TARGET)]
 TargetSize = Annotated[str | None, Option(help="Bytes of the pruned model's weights, such as 9GiB.", rich_help_panel=TARGET)]
-Method = Annotated[str, Option(help="Criterion that scores the units; see `secateur ls methods`.", rich_help_panel=METHOD)]
+Method = Annotated[
+    str,
+    Option(
+        help="Criterion that scores the units, options as flap:metric=wifn.",
+        rich_help_panel=METHOD,
+    ),
+]
 Compensate = Annotated[
     Literal["none", "bias", "least-squares"],
     Option(help="How the readers of the pruned units make up for them.", rich_help_panel=METHOD),

@@ -120,7 +120,7 @@ class Job:
 
 def prepare(settings: PruneSettings) -> Job:
     """Check the whole job. Raises `UserError`; nothing has been written by then."""
-    criterion, allocator = CRITERIA.create(settings.method), ALLOCATORS.create(settings.allocation)
+    criterion, allocator = CRITERIA.spelled(settings.method), ALLOCATORS.create(settings.allocation)
     options = {} if settings.ridge is None else {"ridge": settings.ridge}
     compensation = COMPENSATIONS.create(settings.compensate, options)
     device = open_device(settings.device)
