@@ -171,6 +171,15 @@ def test_a_model_in_memory_is_evaluated_as_the_one_on_disk(model_type: str, tmp_
         secateur.evaluate(secateur.load(unequal.out), tokenizer=tokenizer, **options)
 
 
+def test_a_text_of_a_long_name_is_no_obstacle(tmp_path: Path):
+    model = tiny_checkpoint("llama", tmp_path)
+    text = tmp_path / f"{'long' * 50}.txt"
+    text.write_text(text_beside(model).read_text())
+    result = secateur.prune(model, out=tmp_path / "out", ratio=0.3, calibration=str(text), samples=8, seq_len=16)
+    assert result.evaluation is not None and len(result.evaluation) > 255
+    assert text.name in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_pruning_again_with_another_ratio_needs_no_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, first = pruned("llama", tmp_path)
     monkeypatch.setattr("secateur.recipes.steps.collect", lambda *a, **k: pytest.fail("walked again"))

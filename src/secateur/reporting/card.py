@@ -1,6 +1,7 @@
 """The model card of a pruned checkpoint: what it came from, what left, how that was chosen, and what it did. Imports no torch."""
 
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,11 +89,15 @@ def model_card(card: Card, source: Path) -> str:
 def named(value: str) -> str:
     """A preset, a hub id or a hub data set as it is; a local path by its last part: directories are nobody else's business."""
     path = Path(value)
-    return path.name if path.is_absolute() or path.exists() or value.startswith((".", "~")) else value
+    return path.name if path.is_absolute() or value.startswith((".", "~")) or os.path.exists(path) else value  # noqa: PTH110
 
 
 def portable(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings or a result without the directories of the machine that they come from."""
+    """Settings or a result without the directories of the machine that they come from.
+
+    What a result says of its texts is a sentence, too long for the name of a file: `os.path.exists` is False for such a one, and
+    `Path.exists` raises.
+    """
     kept = {name: value for name, value in facts.items() if name not in ("run_dir", "load")}
     return {n: named(v) if n in PATHS and isinstance(v, str) else v for n, v in kept.items()}
 
