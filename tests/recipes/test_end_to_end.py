@@ -225,3 +225,18 @@ def test_a_hidden_state_file_is_used_where_memory_is_short(tmp_path: Path, monke
     monkeypatch.setattr("secateur.streaming.memory.free", lambda: 0)
     _, spilled = pruned("llama", tmp_path / "spilled")
     assert plan_of(Path(plain.out)).layers == plan_of(Path(spilled.out)).layers
+
+
+def test_a_ratio_removes_the_same_units_whatever_compensates_them(tmp_path: Path):
+    """New biases are no reason to remove more: a ratio counts what leaves, and a target counts what is there afterwards."""
+    model, result = pruned("llama", tmp_path, compensate="none")
+    bare = plan_of(Path(result.out))
+    text = str(text_beside(model))
+    biased = secateur.prune(model, out=tmp_path / "biased", compensate="bias", ratio=0.3, calibration=text, **QUICK)
+    assert plan_of(Path(biased.out)).layers == bare.layers
+    assert biased.ratio_reached == result.ratio_reached
+    assert biased.parameters_after > result.parameters_after
+    target = result.parameters_after
+    met = secateur.prune(model, out=tmp_path / "met", compensate="bias", target_params=str(target), calibration=text, **QUICK)
+    assert abs(met.parameters_after - target) <= largest_unit(model) * met.parameters_before
+    assert met.ratio_reached > result.ratio_reached

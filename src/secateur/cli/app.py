@@ -9,6 +9,7 @@ from secateur.cli.evaluate import evaluate
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.prune import prune
+from secateur.streaming.heap import steady_heap
 from secateur.version import __version__
 
 app = typer.Typer(
@@ -43,4 +44,5 @@ def root(
 
 
 def main() -> None:
+    steady_heap()
     app()

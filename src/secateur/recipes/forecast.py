@@ -52,10 +52,10 @@ class Forecast:
 def forecast(job: Job) -> Forecast:
     """Widths are exact for the uniform allocation, and the mean for others."""
     binding, source = job.binding, job.source
-    kept = counts(binding, job.scope, Uniform(), job.leaving)
+    kept = counts(binding, job.scope, Uniform(), job.budget)
     sizes = layer_sizes(binding, kept)
-    after = sum(parameters(job.target.layer.values(), s) for s in sizes)
-    gone = job.block_parameters - after
+    left = sum(parameters(binding.layer.values(), s) for s in sizes)
+    gone = job.block_parameters - sum(parameters(job.target.layer.values(), s) for s in sizes)
     width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
     walks = int(bool(job.request.kinds)) + (0 if job.settings.evaluation == "none" else 2)
     tokens = job.settings.samples * job.settings.seq_len
@@ -68,7 +68,7 @@ def forecast(job: Job) -> Forecast:
     seconds += _compensating(job, kept, tokens)
     return Forecast(
         model=job.settings.model, method=job.settings.method, compensate=job.settings.compensate, allocation=job.settings.allocation,
-        ratio=job.budget / job.block_parameters, ratio_reached=gone / job.block_parameters, parameters_before=source.num_parameters,
+        ratio=job.budget / job.block_parameters, ratio_reached=1 - left / job.block_parameters, parameters_before=source.num_parameters,
         parameters_after=source.num_parameters - gone, bytes_before=source.num_bytes, bytes_after=out,
         flops_per_token_before=flops_per_token(binding, dense), flops_per_token_after=flops_per_token(binding, sizes),
         widths=names, stock=job.shape.stock, notes=job.shape.notes + job.shape.reasons, walks=walks,

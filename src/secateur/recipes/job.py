@@ -44,7 +44,7 @@ class Job:
     allocator: Allocator
     scope: Scope
     budget: int
-    """Parameters that must leave."""
+    """Parameters of the original that must leave; what a compensation adds does not count against a ratio."""
     shape: Shape
     """How the result is expected to be written; for allocations that follow the scores, as unequal layers."""
 
@@ -57,14 +57,6 @@ class Job:
         """The result's configuration at the original sizes: the source's own, with new biases where they are needed."""
         added = self.new_biases()
         return bind(with_biases(self.binding, added), dtype=self.dtype) if added else self.binding
-
-    @cached_property
-    def leaving(self) -> int:
-        """Parameters of the original that leave, so that the budget is met although new biases come."""
-        kept = counts(self.binding, self.scope, ALLOCATORS.create("uniform"), self.budget)
-        sizes = layer_sizes(self.binding, kept)
-        new = {n: s for n, s in self.target.layer.items() if n not in self.binding.layer}
-        return self.budget + sum(plans.parameters(new.values(), s) for s in sizes)
 
     @property
     def block_parameters(self) -> int:
@@ -136,8 +128,8 @@ def prepare(settings: PruneSettings) -> Job:
         )
     check_length(binding, settings.seq_len)
     scope = _scope(settings, binding, compensation, allocator)
-    budget = _budget(settings, source)
     try:
+        budget = _budget(settings, source, scope, new_biases(binding, compensation, scope.axes))
         kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
     except UserError as error:
         hint = f" Or drop --stock, with which only {' and '.join(scope.axes)} can leave here." if settings.stock else ""
@@ -213,8 +205,8 @@ def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation
     return scope
 
 
-def _budget(settings: PruneSettings, source: Checkpoint) -> int:
-    """Parameters that must leave, from the ratio or the target."""
+def _budget(settings: PruneSettings, source: Checkpoint, scope: Scope, added: tuple[str, ...]) -> int:
+    """Parameters that must leave, from the ratio or the target; a target is met although the biases `added` arrive."""
     binding = source.binding
     block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
     if settings.ratio is not None:
@@ -230,12 +222,23 @@ def _budget(settings: PruneSettings, source: Checkpoint) -> int:
         has = f"{spell_bytes(size)} of weights"
     if leave <= 0:
         raise UserError(f"{what}: the model has {has} already. Give a smaller target.")
+    leave += _arriving(binding, scope, added, leave)
     if leave >= block:
         raise UserError(
             f"{what}: {leave:,} parameters would have to leave, and the layers have {block:,} in all; embedding and head stay. "
             f"Give a larger target."
         )
     return leave
+
+
+def _arriving(binding: Binding, scope: Scope, added: tuple[str, ...], leave: int) -> int:
+    """Parameters of new biases in the whole stack, at the widths that are left when `leave` parameters leave."""
+    block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
+    if not added or leave >= block:
+        return 0
+    layer = bind(with_biases(binding, added)).layer
+    sizes = layer_sizes(binding, counts(binding, scope, ALLOCATORS.create("uniform"), leave))
+    return sum(plans.parameters((layer[n] for n in layer.keys() - binding.layer.keys()), s) for s in sizes)
 
 
 def plan_settings(settings: PruneSettings) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def choose_plan(job: Job, store: Store, report: Reporter) -> Plan:
         job.source, job.scope, job.criterion, seen, standardised=job.allocator.standardised, seed=job.settings.seed
     )  # fmt: skip
     scores: Scores = dict(report.track(scored, "scoring", len(job.scope.layers) * len(job.scope.axes)))
-    kept = counts(binding, job.scope, job.allocator, job.leaving, scores)
+    kept = counts(binding, job.scope, job.allocator, job.budget, scores)
     layers = kept_layers(binding, job.scope, scores, kept)
     plan = Plan(model_type=binding.model_type, fingerprint=job.source.fingerprint, sizes=dict(binding.sizes), layers=layers)
-    left = plan.block_parameters(job.target.layer.values())
+    left = plan.block_parameters(binding.layer.values())
     settings = plan_settings(job.settings) | {
         "ratio_reached": 1 - left / job.block_parameters,
         "calibration_blocks": job.blocks[0].fingerprint,
