@@ -10,7 +10,14 @@ if TYPE_CHECKING:
 STATISTICS: "Registry[Statistic]" = Registry(
     kind="statistic",
     group="secateur.statistics",
-    builtin={"moments": "secateur.statistics.moments:Moments", "gram": "secateur.statistics.gram:Gram"},
+    builtin={
+        "moments": "secateur.statistics.moments:Moments",
+        "gram": "secateur.statistics.gram:Gram",
+        "gate-gradient": "secateur.statistics.gate_gradient:GateGradient",
+        "weight-gradient": "secateur.statistics.weight_gradient:WeightGradient",
+        "weight-fisher": "secateur.statistics.weight_gradient:WeightFisher",
+        "output-gradient-gram": "secateur.statistics.output_gradient:OutputGradientGram",
+    },
 )
 ACCUMULATORS: "Registry[Accumulator]" = Registry(
     kind="accumulator",

@@ -107,9 +107,10 @@ class Store:
 
     def sweep(self, *, keep: int | None = None) -> None:
         """Remove what an interrupted walk left besides statistics, but the hidden states before layer `keep`."""
-        for path in [*self.directory.glob("hidden-*.safetensors"), *self.directory.glob("*.safetensors.partial")]:
-            if keep is None or path != boundary(self.directory, keep):
-                path.unlink(missing_ok=True)
+        for pattern in ("hidden-*.safetensors", "gradient-*.safetensors", "*.safetensors.partial"):
+            for path in self.directory.glob(pattern):
+                if keep is None or path != boundary(self.directory, keep):
+                    path.unlink(missing_ok=True)
 
     def _file(self, layer: int) -> TensorFile | None:
         try:

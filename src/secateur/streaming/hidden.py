@@ -14,17 +14,22 @@ from secateur.streaming.tensorfile import TensorFile, TensorWriter
 class HiddenStates:
     """[block, token, hidden] of the boundary before `layer`, replaced block by block while a layer runs.
 
-    With `directory`, `commit` leaves the boundary there as `hidden-NNN.safetensors`, and only the newest one. With `spill` the
-    blocks live in files alone, so that memory holds no more than the blocks in use. As a context it removes what it was writing
-    when the block ends badly.
+    With `directory`, `commit` leaves the boundary there as `NAME-NNN.safetensors`. With `spill` the blocks live in files alone,
+    so that memory holds no more than the blocks in use. As a context it removes what it was writing when the block ends badly.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], dtype: torch.dtype, *, directory: Path | None = None, spill: bool = False
+        self,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        *,
+        directory: Path | None = None,
+        spill: bool = False,
+        name: str = "hidden",
     ) -> None:
         assert directory is not None or not spill, "spilling needs a directory"
         self.shape, self.dtype = shape, dtype
-        self._directory, self._spill = directory, spill
+        self._directory, self._spill, self._name = directory, spill, name
         self._memory = None if spill else torch.empty(shape, dtype=dtype)
         self._reader: TensorFile | None = None
         self._writer: TensorWriter | None = None
@@ -66,7 +71,7 @@ class HiddenStates:
                 self._writer.write(str(i), block)
         assert self._writer is not None
         self._writer.close(sync=False)  # a lost boundary costs time, not truth
-        path = boundary(self._directory, layer)
+        path = boundary(self._directory, layer, self._name)
         os.replace(self._writer.path, path)
         self._writer = None
         self._reader = TensorFile.open(path)
@@ -74,12 +79,12 @@ class HiddenStates:
     def forget(self, layer: int) -> None:
         """The boundary before `layer` is needed no more, not even for resuming."""
         if self._directory is not None:
-            boundary(self._directory, layer).unlink(missing_ok=True)
+            boundary(self._directory, layer, self._name).unlink(missing_ok=True)
 
     def restore(self, layer: int) -> None:
         """Go on from the boundary that an earlier walk left before `layer`."""
         assert self._directory is not None
-        self._reader = TensorFile.open(boundary(self._directory, layer))
+        self._reader = TensorFile.open(boundary(self._directory, layer, self._name))
         if self._memory is not None:
             for i in range(self.shape[0]):
                 self._memory[i] = self._reader.read(str(i))
@@ -87,17 +92,20 @@ class HiddenStates:
     def _begin(self) -> TensorWriter:
         assert self._directory is not None
         layout = {str(i): (self.dtype, self.shape[1:]) for i in range(self.shape[0])}
-        return TensorWriter(self._directory / "hidden.safetensors.partial", layout)
+        return TensorWriter(self._directory / f"{self._name}.safetensors.partial", layout)
 
 
-def intact(path: Path) -> bool:
-    """A boundary that can be gone on from. It was not synced: a power failure can leave tokens in it that are all zero."""
+def intact(path: Path, *, last: bool = True) -> bool:
+    """A boundary that can be gone on from. It was not synced: a power failure can leave tokens in it that are all zero.
+
+    `last` is off for gradients: a block's last token predicts nothing, and its gradient is zero.
+    """
     try:
         file = TensorFile.open(path)
-        return all(bool(file.read(name).any(-1).all()) for name in file.entries)
+        return all(bool(file.read(name)[: None if last else -1].any(-1).all()) for name in file.entries)
     except UserError:
         return False
 
 
-def boundary(directory: Path, layer: int) -> Path:
-    return directory / f"hidden-{layer:03d}.safetensors"
+def boundary(directory: Path, layer: int, name: str = "hidden") -> Path:
+    return directory / f"{name}-{layer:03d}.safetensors"

@@ -91,15 +91,13 @@ class Walk:
     def _run(
         self, number: int, weights: Mapping[str, Tensor], hidden: HiddenStates, observers: Mapping[str, Sequence[Observer]]
     ) -> None:
-        kept = self.source.kept(number)
-        module = self.template.resized(number, kept) if kept else self.binding.layer_module(number)
+        module = self.module(number)
         sound = True
         with ExitStack() as hooks:
             for path, watching in observers.items():
                 hooks.enter_context(_observed(module.get_submodule(path), watching))
             for a, b in self.batches(hidden.shape):
-                call = self.template.resized_call(self.calls[b - a][number], kept)
-                out = run_layer(self.binding, module, weights, hidden.get(a, b).to(self.device), call)
+                out = run_layer(self.binding, module, weights, hidden.get(a, b).to(self.device), self.call(number, b - a))
                 sound = sound and finite(out)
                 hidden.put(a, out)
         if not sound:
@@ -110,7 +108,7 @@ class Walk:
         self, hidden: HiddenStates, *, tokens: int = 512
     ) -> Iterator[tuple[int, int, Float[Tensor, "block position vocab"]]]:
         """(first block, first position, logits) of all blocks, in pieces of at most `tokens` positions."""
-        outer = to_device({n: self.source.read(n) for n in self._after()}, self.device, self.dtype)
+        outer = self.outer_after()
         length = hidden.shape[1]
         step = max(1, tokens // length)
         for a in range(0, hidden.shape[0], step):
@@ -123,9 +121,20 @@ class Walk:
         """Weights used before the layers, without the embedding: everything outside them but the head is small."""
         return [n for n in self.binding.outer if n != self.binding.embedding and not self.binding.is_head(n)]
 
-    def _after(self) -> list[str]:
+    def outer_after(self) -> dict[str, Tensor]:
+        """The weights that `Template.epilogue` needs: the head and what stands before it, and a tied head's embedding."""
         keep = [n for n in self.binding.outer if n != self.binding.embedding]
-        return [*keep, self.binding.embedding] if self.binding.tied else keep
+        names = [*keep, self.binding.embedding] if self.binding.tied else keep
+        return to_device({n: self.source.read(n) for n in names}, self.device, self.dtype)
+
+    def module(self, number: int) -> nn.Module:
+        """A layer's module, without weights, in the sizes it has in the source."""
+        kept = self.source.kept(number)
+        return self.template.resized(number, kept) if kept else self.binding.layer_module(number)
+
+    def call(self, number: int, blocks: int) -> Call:
+        """What a layer is called with for a micro-batch of so many blocks; known once `start` ran."""
+        return self.template.resized_call(self.calls[blocks][number], self.source.kept(number))
 
 
 class _observed:

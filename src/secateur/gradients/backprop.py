@@ -1,0 +1,123 @@
+"""Exact gradients: backpropagation, one layer in memory at a time.
+
+Forward once, keeping the hidden states between layers; then back from the last layer, recomputing each with autograd. Two
+forward passes and one backward pass in all.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.gradients.estimator import KINDS, Task, lines_are_columns, oriented, reader_of, unit_of_column
+from secateur.statistics.gate_gradient import GateGradient, column_gates, unit_gates
+from secateur.statistics.output_gradient import OutputGradientGramAccumulator
+from secateur.statistics.weight_gradient import WeightGradientAccumulator
+from secateur.streaming.backward import Taps, forward_for_back, walk_back
+from secateur.streaming.boundaries import Boundaries
+from secateur.streaming.hidden import HiddenStates, boundary, intact
+from secateur.streaming.loss import head_gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backprop:
+    name: ClassVar = "backprop"
+    paper: ClassVar = ""
+    kinds: ClassVar[frozenset[str]] = KINDS
+    seeded: ClassVar = False
+
+    def passes(self) -> tuple[int, int]:
+        return 2, 1
+
+    def estimate(self, task: Task) -> Iterator[int]:
+        """Goes on after the last finished layer with `task.resume`; the walk forward is run again and gives the same."""
+        walk, store, num_layers = task.walk, task.store, task.binding.num_layers
+        layer = next((i for i in reversed(range(num_layers)) if not store.has(i, task.request)), -1)
+        goes_on = (
+            task.resume and layer < num_layers - 1 and intact(boundary(store.directory, layer + 1, "gradient"), last=False)
+        )
+        if layer < 0:
+            store.sweep()
+            return
+        top = layer if goes_on else num_layers - 1
+        shape: Any = (*task.ids.shape, task.binding.sizes["hidden"])
+        boundaries = Boundaries(store.directory, spill=task.spill)
+        with HiddenStates(shape, walk.dtype, directory=store.directory if task.spill else None, spill=task.spill) as hidden:
+            yield from forward_for_back(walk, task.ids, hidden, boundaries, layers=top if goes_on else num_layers)
+        del hidden
+        with HiddenStates(shape, walk.dtype, directory=store.directory, spill=task.spill, name="gradient") as gradient:
+            if goes_on:
+                gradient.restore(top + 1)
+            else:
+                for at, piece, _ in head_gradient(walk, task.ids, lambda a, b: boundaries.get(num_layers, a, b)):
+                    gradient.put(at, piece)
+                boundaries.drop(num_layers)
+                gradient.commit(num_layers)
+            current = _Layer(task)
+            for number in walk_back(walk, boundaries, gradient, current.taps, first=top):
+                store.save(number, current.result(number))
+                gradient.forget(number + 1)
+                yield number
+            gradient.forget(0)
+        boundaries.drop(0)
+
+
+class _Layer:
+    """The accumulators of the layer that is being walked back through."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.binding = task, task.binding
+        self.units = {axis: unit_of_column(self.binding, axis).to(task.walk.device) for axis in task.axes}
+        self.counts = {axis: int(units.max()) + 1 for axis, units in self.units.items()}
+
+    def taps(self, layer: int, weights: Mapping[str, Tensor]) -> Taps:
+        self.gates: dict[str, list[GateGradient]] = {}
+        self.weights: dict[str, WeightGradientAccumulator] = {}
+        self.outputs: dict[str, OutputGradientGramAccumulator] = {}
+        inputs: dict[str, list[Any]] = {}
+        outputs: dict[str, list[Any]] = {}
+        for place, kinds in self.task.request.kinds.items():
+            if "gate-gradient" in kinds:
+                self.gates[place] = []
+                inputs.setdefault(reader_of(self.binding, place), []).append(self._gate_observer(place))
+            if kinds & {"weight-gradient", "weight-fisher"}:
+                matrix = oriented(self.binding, place, weights[f"{place}.weight"])
+                self.weights[place] = WeightGradientAccumulator(
+                    matrix, by_column=lines_are_columns(self.binding, place), fisher="weight-fisher" in kinds
+                )
+                outputs.setdefault(place, []).append(self.weights[place].update)
+            if "output-gradient-gram" in kinds:
+                matrix = oriented(self.binding, place, weights[f"{place}.weight"])
+                self.outputs[place] = OutputGradientGramAccumulator(len(matrix), self.task.walk.device)
+                outputs.setdefault(place, []).append(_of_gradient(self.outputs[place]))
+        return Taps(inputs=inputs, outputs=outputs)
+
+    def _gate_observer(self, axis: str) -> Any:
+        def observe(a: Float[Tensor, "block token column"], gradient: Float[Tensor, "block token column"]) -> None:
+            t = unit_gates(column_gates(a, gradient), self.units[axis], self.counts[axis])
+            self.gates[axis].append(GateGradient.of(t))
+
+        return observe
+
+    def result(self, layer: int) -> dict[str, dict[str, Any]]:
+        """Everything that was asked for, and nothing of it is kept."""
+        found: dict[str, dict[str, Any]] = {}
+        for axis, parts in self.gates.items():
+            found.setdefault(axis, {})["gate-gradient"] = sum(parts[1:], start=parts[0])
+        for module in [*self.weights]:
+            accumulator = self.weights.pop(module)
+            for kind in self.task.request.kinds[module] & {"weight-gradient", "weight-fisher"}:
+                made = accumulator.result() if kind == "weight-gradient" else accumulator.fisher()
+                found.setdefault(module, {})[kind] = made
+        for module in [*self.outputs]:
+            found.setdefault(module, {})["output-gradient-gram"] = self.outputs.pop(module).result()
+        for place, kinds in found.items():
+            for value in kinds.values():
+                value.require_finite(f"layer {layer}, {place}")
+        return found
+
+
+def _of_gradient(accumulator: OutputGradientGramAccumulator) -> Any:
+    return lambda x, gradient: accumulator.update(gradient)

@@ -1,0 +1,100 @@
+"""What an estimator of gradients is, and what it is asked for."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur import axes
+from secateur.families.binding import Binding
+from secateur.streaming.collect import Request, Store
+from secateur.streaming.walk import Walk
+
+KINDS = frozenset({"gate-gradient", "weight-gradient", "weight-fisher", "output-gradient-gram"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One estimation: of what, on which blocks, and where it goes."""
+
+    walk: Walk
+    ids: Int[Tensor, "block token"]
+    axes: tuple[str, ...]
+    """The prunable axes whose units are meant."""
+    request: Request
+    """Place -> kinds. A place is an axis for gates, a module path for the gradients of its weight and of its output."""
+    store: Store
+    """Of this estimator, its options and its seed alone."""
+    seed: int = 0
+    spill: bool = False
+    """Keep hidden states in files."""
+    resume: bool = False
+
+    @property
+    def binding(self) -> Binding:
+        return self.walk.binding
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A frozen dataclass that fills a store with gradient statistics."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    kinds: ClassVar[frozenset[str]]
+    """The kinds of statistics it can give."""
+    seeded: ClassVar[bool]
+    """Its result depends on the seed."""
+
+    def estimate(self, task: Task) -> Iterator[int]:
+        """Fill `task.store`; yields the number of a layer whenever one has been run or reduced."""
+        ...
+
+    def passes(self) -> tuple[int, int]:
+        """(forward passes, backward passes) over the calibration set."""
+        ...
+
+
+def gradient_request(binding: Binding, pruned: Iterable[str], kinds: Iterable[str]) -> Request:
+    """Everything of these kinds that the units of the pruned axes need."""
+    wanted, places = frozenset(kinds), dict[str, frozenset[str]]()
+
+    def add(place: str, kind: str) -> None:
+        if kind in wanted:
+            places[place] = places.get(place, frozenset()) | {kind}
+
+    for axis in pruned:
+        add(axis, "gate-gradient")
+        for name, spec in binding.layer.items():
+            if len(spec.dims) == 2 and spec.mentions(axis):
+                module = name.rpartition(".")[0]
+                add(module, "weight-gradient")
+                add(module, "weight-fisher")
+                if spec.reads(axis):
+                    add(module, "output-gradient-gram")
+    return Request(kinds=places)
+
+
+def reader_of(binding: Binding, axis: str) -> str:
+    """Path of the module whose input is the activation of an axis's units."""
+    (name,) = binding.readers(axis)
+    return name.rpartition(".")[0]
+
+
+def unit_of_column(binding: Binding, axis: str) -> Int[Tensor, " column"]:
+    """The unit of `axis` that each input channel of its reader belongs to."""
+    spec = binding.layer[f"{reader_of(binding, axis)}.weight"]
+    return axes.unit_index(spec.dims[min(spec.inputs)], binding.sizes, axis)
+
+
+def lines_are_columns(binding: Binding, module: str) -> bool:
+    """The units of a coupled matrix lie along its inputs."""
+    spec = binding.layer[f"{module}.weight"]
+    return any(spec.reads(axis) for axis in axes.PRUNABLE)
+
+
+def oriented(binding: Binding, module: str, weight: Tensor) -> Tensor:
+    """A matrix with outputs first, whichever way it is stored."""
+    return weight if min(binding.layer[f"{module}.weight"].inputs) == 1 else weight.mT
