@@ -28,14 +28,15 @@ class PruneOptions(TypedDict, total=False):
     target_params: str | None
     target_size: str | None
     method: str
-    compensate: "Compensation"
-    allocation: str
+    gradient: str | None
+    compensate: "Compensation | None"
+    allocation: str | None
     calibration: str | None
     evaluation: str | None
     samples: int
     seq_len: int
     seed: int
-    protect: str
+    protect: str | None
     axes: "str | tuple[Axis, ...]"
     round_to: int
     stock: bool

@@ -155,14 +155,15 @@ class PruneSettings(Settings):
     target_params: Count | None = Field(default=None, description="parameters of the pruned model, such as 5.5B")
     target_size: Size | None = Field(default=None, description="bytes of the pruned model's weights, such as 9GiB")
     method: str = "flap"
-    compensate: Compensation = "least-squares"
-    allocation: str = "uniform"
+    gradient: str | None = Field(default=None, description="a gradient estimator; None: the method's own, or `backprop`")
+    compensate: Compensation | None = Field(default=None, description="None: the method's own, or `least-squares`")
+    allocation: str | None = Field(default=None, description="None: the method's own, or `uniform`")
     calibration: str | None = Field(default=None, description="a text file or a preset")
     evaluation: str | None = Field(default=None, description="a text file, a preset, or `none`")
     samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
     seq_len: int = Field(default=128, ge=2, description="tokens of a sequence, 2 or more")
     seed: int = Field(default=0, ge=0, lt=2**63, description="an integer from 0")
-    protect: Layers = Field(default="", description="layers that stay whole, such as 0-2,-1")
+    protect: Layers | None = Field(default=None, description="layers that stay whole, such as 0-2,-1; None: the method's own")
     axes: Axes = Field(default=("kv", "ffn"), description=f"one or more of {', '.join(get_args(Axis))}")
     round_to: int = Field(default=1, ge=1, description="a whole number, 1 or more, that every width is a multiple of")
     stock: bool = False
@@ -191,7 +192,7 @@ class PruneSettings(Settings):
             raise UserError(
                 "no output directory was given. Say where the pruned checkpoint goes with `out`, or ask for a `dry_run`."
             )
-        if self.ridge is not None and self.compensate != "least-squares":
+        if self.ridge is not None and self.compensate not in (None, "least-squares"):
             raise UserError(
                 f"ridge = {self.ridge!r} has no effect with compensate = {self.compensate!r}. It belongs to "
                 f"'least-squares': choose that, or leave out the ridge."

@@ -106,12 +106,8 @@ def test_layers_are_numbered_from_both_ends(numbers: set[int]) -> None:
 
 def test_defaults() -> None:
     settings = prune_settings(ratio=0.3)
-    assert (settings.method, settings.allocation, settings.compensate, settings.round_to) == (
-        "flap",
-        "uniform",
-        "least-squares",
-        1,
-    )
+    assert (settings.method, settings.round_to) == ("flap", 1)
+    assert (settings.gradient, settings.allocation, settings.compensate, settings.protect) == (None,) * 4  # the method's own
     assert (settings.samples, settings.seq_len, settings.seed, settings.axes) == (128, 128, 0, ("kv", "ffn"))
     assert settings.out == Path("o")
     assert not settings.trust_remote_code

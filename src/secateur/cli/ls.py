@@ -27,7 +27,9 @@ def ls(
 def methods() -> list[dict[str, str]]:
     from secateur.criteria import CRITERIA
 
-    return _described(CRITERIA.names())
+    from secateur.recipes.presets import RECIPES
+
+    return _described(CRITERIA.names()) + [{"name": name, "summary": recipe.summary} for name, recipe in RECIPES.items()]
 
 
 def families() -> list[dict[str, str]]:
@@ -37,7 +39,9 @@ def families() -> list[dict[str, str]]:
 
 
 def estimators() -> list[dict[str, str]]:
-    return []
+    from secateur.gradients import ESTIMATORS
+
+    return _described(ESTIMATORS.names())
 
 
 def presets() -> list[dict[str, str]]:

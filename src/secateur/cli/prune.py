@@ -23,13 +23,19 @@ Method = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
-Compensate = Annotated[
-    Literal["none", "bias", "least-squares"],
-    Option(help="How the readers of the pruned units make up for them.", rich_help_panel=METHOD),
+Gradient = Annotated[
+    str | None,
+    Option(help="Estimator for methods that need a gradient, as spsa-gates:n=64. [default: backprop]", rich_help_panel=METHOD),
 ]
-Allocation = Annotated[str, Option(help="How layers share the budget: uniform or global.", rich_help_panel=METHOD)]
+Compensate = Annotated[
+    Literal["none", "bias", "least-squares"] | None,
+    Option(help="How the readers of the pruned units make up for them. [default: least-squares]", rich_help_panel=METHOD),
+]
+Allocation = Annotated[
+    str | None, Option(help="How layers share the budget: uniform or global. [default: uniform]", rich_help_panel=METHOD)
+]
 Axes = Annotated[str, Option(help="What may leave: kv heads, ffn channels, group (query heads).", rich_help_panel=METHOD)]
-Protect = Annotated[str, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]
+Protect = Annotated[str | None, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]
 RoundTo = Annotated[int, Option(help="Make every width a multiple of this.", rich_help_panel=METHOD)]
 Stock = Annotated[bool, Option("--stock", help="Only widths that the model's stock class can load.", rich_help_panel=METHOD)]
 Ridge = Annotated[float | None, Option(help="Pull of least squares towards the original weights.", rich_help_panel=METHOD)]
@@ -57,10 +63,11 @@ def prune(
     target_params: TargetParams = None,
     target_size: TargetSize = None,
     method: Method = "flap",
-    compensate: Compensate = "least-squares",
-    allocation: Allocation = "uniform",
+    gradient: Gradient = None,
+    compensate: Compensate = None,
+    allocation: Allocation = None,
     axes: Axes = "kv,ffn",
-    protect: Protect = "",
+    protect: Protect = None,
     round_to: RoundTo = 1,
     stock: Stock = False,
     ridge: Ridge = None,

@@ -55,7 +55,7 @@ class Backprop:
                     gradient.put(at, piece)
                 boundaries.drop(num_layers)
                 gradient.commit(num_layers)
-            current = _Layer(task)
+            current = LayerTaps(task)
             for number in walk_back(walk, boundaries, gradient, current.taps, first=top):
                 store.save(number, current.result(number))
                 gradient.forget(number + 1)
@@ -64,7 +64,7 @@ class Backprop:
         boundaries.drop(0)
 
 
-class _Layer:
+class LayerTaps:
     """The accumulators of the layer that is being walked back through."""
 
     def __init__(self, task: Task) -> None:

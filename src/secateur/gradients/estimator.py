@@ -98,3 +98,16 @@ def lines_are_columns(binding: Binding, module: str) -> bool:
 def oriented(binding: Binding, module: str, weight: Tensor) -> Tensor:
     """A matrix with outputs first, whichever way it is stored."""
     return weight if min(binding.layer[f"{module}.weight"].inputs) == 1 else weight.mT
+
+
+def statistics_bytes(request: Request, binding: Binding) -> int:
+    """One layer's on disk: of the matrices F, and of vectors over lines and units."""
+    total = 0
+    for place, kinds in request.kinds.items():
+        if "gate-gradient" in kinds:
+            total += 24 * axes.num_units(place, binding.sizes)
+        if kinds - {"gate-gradient"}:
+            shape = axes.shape(binding.layer[f"{place}.weight"], binding.sizes)
+            outputs = shape[1 - min(binding.layer[f"{place}.weight"].inputs)]
+            total += 64 * max(shape) + (4 * outputs**2 if "output-gradient-gram" in kinds else 0)
+    return total

@@ -67,7 +67,7 @@ def forecast(job: Job) -> Forecast:
     seconds = tokens * flops_per_token(binding, dense, head=False) * max(walks, 1) / (_rate(job, job.dtype) * OVERHEAD)
     seconds += _compensating(job, kept, tokens)
     return Forecast(
-        model=job.settings.model, method=job.settings.method, compensate=job.settings.compensate, allocation=job.settings.allocation,
+        model=job.settings.model, method=job.settings.method, compensate=job.compensation.name, allocation=job.allocator.name,
         ratio=job.budget / job.block_parameters, ratio_reached=1 - left / job.block_parameters, parameters_before=source.num_parameters,
         parameters_after=source.num_parameters - gone, bytes_before=source.num_bytes, bytes_after=out,
         flops_per_token_before=flops_per_token(binding, dense), flops_per_token_after=flops_per_token(binding, sizes),

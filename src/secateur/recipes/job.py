@@ -20,7 +20,10 @@ from secateur.errors import UserError
 from secateur.export.huggingface import check_output
 from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
 from secateur.families.binding import Binding, bind
+from secateur.gradients.estimator import KINDS, Estimator
+from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import DEFAULT_TEXT, check_length, open_device, open_model
+from secateur.recipes.presets import recipe_of, resolved
 from secateur.settings import PruneSettings, parse_bytes, parse_count, parse_layers, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Request, kinds_of, memory_of
@@ -36,12 +39,15 @@ class Job:
     """Settings, resolved against one model."""
 
     settings: PruneSettings
+    """Nothing in them is left open."""
     source: Checkpoint
     device: torch.device
     dtype: torch.dtype
     criterion: Criterion
     compensation: Compensation
     allocator: Allocator
+    estimator: Estimator | None
+    """Of the gradient that the criterion needs."""
     scope: Scope
     budget: int
     """Parameters of the original that must leave; what a compensation adds does not count against a ratio."""
@@ -87,7 +93,8 @@ class Job:
     @cached_property
     def request(self) -> Request:
         """Statistics that the criterion and the compensation need."""
-        wanted = Request.of(self.binding, self.scope.axes, kinds_of(self.criterion.needs), self.criterion.inputs)
+        kinds = kinds_of(self.criterion.needs) - KINDS
+        wanted = Request.of(self.binding, self.scope.axes, kinds, self.criterion.inputs)
         return wanted | Request.of(self.binding, self.scope.axes, kinds_of(self.compensation.needs))
 
     @cached_property
@@ -96,6 +103,11 @@ class Job:
             self.binding, shape=(self.settings.samples, self.settings.seq_len), dtype=self.dtype,
             stored=self.source.dtype(self.binding.embedding), statistics=memory_of(self.request, self.binding), limit=self.limit,
         )  # fmt: skip
+
+    @property
+    def hidden_shape(self) -> tuple[int, int, int]:
+        """[block, token, hidden] of the calibration blocks' hidden states."""
+        return self.settings.samples, self.settings.seq_len, self.binding.sizes["hidden"]
 
     @property
     def limit(self) -> int | None:
@@ -112,9 +124,7 @@ class Job:
 
 def prepare(settings: PruneSettings) -> Job:
     """Check the whole job. Raises `UserError`; nothing has been written by then."""
-    criterion, allocator = CRITERIA.spelled(settings.method), ALLOCATORS.create(settings.allocation)
-    options = {} if settings.ridge is None else {"ridge": settings.ridge}
-    compensation = COMPENSATIONS.create(settings.compensate, options)
+    criterion = CRITERIA.spelled(recipe_of(settings.method).method)
     device = open_device(settings.device)
     if settings.out is not None:
         _check_output(settings, settings.out)
@@ -122,6 +132,11 @@ def prepare(settings: PruneSettings) -> Job:
         settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
     binding = source.binding
+    settings = resolved(settings, binding.num_layers)
+    assert settings.allocation and settings.compensate
+    options = {} if settings.ridge is None else {"ridge": settings.ridge}
+    allocator, compensation = ALLOCATORS.create(settings.allocation), COMPENSATIONS.create(settings.compensate, options)
+    estimator = estimator_for(settings, criterion)
     if source.layers:
         raise UserError(
             f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead."
@@ -144,7 +159,7 @@ def prepare(settings: PruneSettings) -> Job:
         )
     return Job(
         settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
-        allocator=allocator, scope=scope, budget=budget, shape=shape,
+        allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator,
     )  # fmt: skip
 
 
@@ -171,7 +186,7 @@ def written(job: Job) -> int:
 
 
 def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation, allocator: Allocator) -> Scope:
-    protected = parse_layers(settings.protect, binding.num_layers)
+    protected = parse_layers(settings.protect or "", binding.num_layers)
     if len(protected) == binding.num_layers:
         raise UserError(
             f"--protect {settings.protect!r} protects all {binding.num_layers} layers: nothing could leave. Name fewer."

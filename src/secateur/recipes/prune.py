@@ -9,6 +9,7 @@ from secateur.export.stock import Shape, shape_of
 from secateur.recipes.forecast import Forecast, forecast
 from secateur.recipes.job import Job, prepare
 from secateur.recipes.result import PruneResult
+from secateur.recipes.differentiate import differentiate
 from secateur.recipes.steps import choose_plan, finish, gather, operate, perplexity
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
@@ -33,7 +34,8 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
     run.write("environment.json", environment())
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         store = gather(job, run, report)
-    plan = choose_plan(job, store, report)
+        gradients, gradient = differentiate(job, run, report)
+    plan = choose_plan(job, store, gradients, report)
     run.write("plan.json", plan.to_dict())
     before = perplexity(job, job.source, run, report, "evaluating the original")
     shape = shape_of(job.binding, [plan.layer_sizes(i) for i in range(len(plan.layers))], job.new_biases())
@@ -42,8 +44,8 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
         written = Checkpoint.open(fresh, dtype=job.dtype, trust_remote_code=settings.trust_remote_code)
         after = perplexity(job, written, None, report, "evaluating the result")
         result = PruneResult(
-            out=str(settings.out), model=settings.model, method=settings.method, compensate=settings.compensate,
-            allocation=settings.allocation, ratio=job.budget / job.block_parameters, ratio_reached=plan.settings["ratio_reached"],
+            out=str(settings.out), model=settings.model, method=settings.method, compensate=job.compensation.name,
+            allocation=job.allocator.name, gradient=gradient, ratio=job.budget / job.block_parameters, ratio_reached=plan.settings["ratio_reached"],
             parameters_before=job.source.num_parameters, parameters_after=shards.num_parameters - stored_twice(job),
             bytes_before=job.source.num_bytes, bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
             evaluation=held.protocol if held else None, calibration=drawn.protocol, stock=shape.stock,

@@ -13,6 +13,8 @@ class PruneResult:
     method: str
     compensate: str
     allocation: str
+    gradient: dict[str, Any] | None
+    """The estimator, its passes over the calibration blocks, and its peak memory; None for a method without gradient."""
     ratio: float
     ratio_reached: float
     parameters_before: int

@@ -8,6 +8,7 @@ from secateur.calibration.presets import PRESETS
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk, copy_companions, save_config, save_record
 from secateur.export.stock import Shape
+from secateur.gradients.estimator import KINDS
 from secateur.plan import Plan
 from secateur.recipes.evaluate import perplexity_of
 from secateur.recipes.job import Job, plan_settings, written
@@ -16,7 +17,7 @@ from secateur.reporter import Reporter
 from secateur.reporting.card import Card, model_card, portable
 from secateur.runs import RunDirectory, environment
 from secateur.streaming.checkpoint import Checkpoint
-from secateur.streaming.collect import Store, by_type, collect, disk_of, start_of
+from secateur.streaming.collect import Store, by_type, collect, disk_of, kinds_of, start_of
 from secateur.streaming.walk import Walk
 from secateur.surgery.rebuild import Rebuild
 from secateur.surgery.verify import Verifier
@@ -52,12 +53,18 @@ def gather(job: Job, run: RunDirectory, report: Reporter) -> Store:
     return store
 
 
-def choose_plan(job: Job, store: Store, report: Reporter) -> Plan:
+def choose_plan(job: Job, store: Store, gradients: Store | None, report: Reporter) -> Plan:
     """Score, allocate, choose. Deterministic: the same statistics and settings give the same plan, bit for bit."""
-    binding, kinds = job.binding, {t.kind for t in job.criterion.needs}
+    binding, kinds = job.binding, kinds_of(job.criterion.needs)
 
     def seen(layer: int, axis: str) -> Any:
-        return by_type(store.load(layer, kinds=kinds)) if kinds else {}
+        found = {}
+        places = {axis, *(name.rpartition(".")[0] for name, spec in binding.layer.items() if spec.mentions(axis))}
+        for part, wanted in ((store, kinds - KINDS), (gradients, kinds & KINDS)):
+            if part is not None and wanted:
+                for place, values in by_type(part.load(layer, modules=places, kinds=wanted)).items():
+                    found[place] = {**found.get(place, {}), **values}
+        return found
 
     scored = score(
         job.source, job.scope, job.criterion, seen, standardised=job.allocator.standardised, seed=job.settings.seed

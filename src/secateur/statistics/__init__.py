@@ -1,13 +1,16 @@
-"""What can be known about the inputs of a module: each statistic is a monoid with an accumulator. Lazy: imports no torch."""
+"""What can be known about a module and its units. Lazy: imports no torch.
+
+Statistics of a module's input are monoids, each with an accumulator; what gradients are reduced to is mostly not.
+"""
 
 from typing import TYPE_CHECKING
 
 from secateur.registry import Registry
 
 if TYPE_CHECKING:
-    from secateur.statistics.statistic import Accumulator, Statistic
+    from secateur.statistics.statistic import Accumulator, Finding
 
-STATISTICS: "Registry[Statistic]" = Registry(
+STATISTICS: "Registry[Finding]" = Registry(
     kind="statistic",
     group="secateur.statistics",
     builtin={

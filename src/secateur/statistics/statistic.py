@@ -8,28 +8,33 @@ from torch import Tensor
 
 
 @runtime_checkable
-class Statistic(Protocol):
-    """A monoid over tokens: the statistic of two disjoint sets of tokens is the sum of their statistics."""
+class Finding(Protocol):
+    """What a walk leaves in its store."""
 
     kind: ClassVar[str]
     """Its name in `STATISTICS`."""
-
-    def __add__(self, other: Any, /) -> "Statistic": ...
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors to save."""
         ...
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], /) -> "Statistic": ...
+    def from_tensors(cls, tensors: Mapping[str, Tensor], /) -> "Finding": ...
 
     def finite(self) -> bool:
         """No NaN and no infinity in it."""
         ...
 
-    def require_finite(self, where: str, /) -> "Statistic":
+    def require_finite(self, where: str, /) -> "Finding":
         """Itself. Raises `UserError` that names `where` if it is not finite."""
         ...
+
+
+@runtime_checkable
+class Statistic(Finding, Protocol):
+    """A monoid over tokens: the statistic of two disjoint sets of tokens is the sum of their statistics."""
+
+    def __add__(self, other: Any, /) -> "Statistic": ...
 
 
 @runtime_checkable

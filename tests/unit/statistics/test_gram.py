@@ -110,11 +110,11 @@ def test_is_finished_when_the_result_is_taken():
         accumulator.result()
 
 
-def test_is_a_statistic_and_the_tables_know_both():
+def test_is_a_statistic_and_the_tables_know_what_is_gathered_forward():
     assert isinstance(Gram.of(torch.ones(1, 1)), Statistic)
     assert isinstance(GramAccumulator(1), Accumulator)
-    assert STATISTICS.names().keys() == ACCUMULATORS.names().keys()
-    for name in STATISTICS.names():
+    assert STATISTICS.names().keys() > ACCUMULATORS.names().keys()
+    for name in ACCUMULATORS.names():
         accumulator = ACCUMULATORS[name](3, torch.device("cpu"))
         accumulator.update(torch.ones(4, 3))
         result = accumulator.result()

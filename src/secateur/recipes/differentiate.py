@@ -1,0 +1,89 @@
+"""The step that gathers gradients, where a method needs them: which estimator, where its findings are kept, and what it took."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from secateur.criteria.criterion import Criterion
+from secateur.errors import UserError
+from secateur.export.huggingface import check_disk
+from secateur.gradients import ESTIMATORS
+from secateur.gradients.estimator import KINDS, Estimator, Task, gradient_request, statistics_bytes
+from secateur.reporter import Reporter
+from secateur.runs import RunDirectory
+from secateur.settings import PruneSettings
+from secateur.streaming.backward import boundary_bytes
+from secateur.streaming.collect import Request, Store, kinds_of
+from secateur.streaming.memory import free, peak
+from secateur.streaming.walk import Walk
+
+if TYPE_CHECKING:
+    from secateur.recipes.job import Job
+
+DEFAULT = "backprop"
+SHARE = 4  # boundaries may take this part of the free memory before they are spilled unasked
+
+
+def estimator_for(settings: PruneSettings, criterion: Criterion) -> Estimator | None:
+    """The estimator that was asked for, or the exact one. Raises `UserError` where it does not fit the criterion."""
+    needed = kinds_of(criterion.needs) & KINDS
+    if not needed:
+        if settings.gradient is not None:
+            raise UserError(
+                f"--gradient {settings.gradient} was given, but --method {settings.method} uses no gradient. Leave it out, or "
+                f"choose a method that does: `secateur ls methods` says which."
+            )
+        return None
+    estimator = ESTIMATORS.spelled(settings.gradient or DEFAULT)
+    if missing := needed - estimator.kinds:
+        able = [name for name in ESTIMATORS.names() if needed <= ESTIMATORS[name].kinds]
+        raise UserError(
+            f"--method {settings.method} needs the {' and '.join(sorted(missing))}, which --gradient {estimator.name} cannot give. "
+            f"Estimators that can: {', '.join(able)}."
+        )
+    return estimator
+
+
+def differentiate(job: "Job", run: RunDirectory, report: Reporter) -> tuple[Store | None, dict[str, Any] | None]:
+    """Fill a store with the gradient statistics that the criterion needs; and what that took, for the record."""
+    estimator = job.estimator
+    if estimator is None:
+        return None, None
+    request = gradient_request(job.binding, job.scope.axes, kinds_of(job.criterion.needs) & KINDS)
+    store = Store(directory=run.path / spelled(estimator, job.settings.seed))
+    store.directory.mkdir(exist_ok=True)
+    forwards, backwards = estimator.passes()
+    record = {"estimator": repr(estimator), "forward_passes": forwards, "backward_passes": backwards}
+    if store.finished(job.binding.num_layers, request) == job.binding.num_layers:
+        report.say(f"gradients of all layers are in {store.directory}: no walk needed")
+        return store, {**record, "peak_memory_bytes": None}
+    drawn, _ = job.blocks
+    task = Task(
+        walk=Walk.over(job.source, device=job.device, dtype=job.dtype, tokens=job.fit.tokens), ids=drawn.ids,
+        axes=job.scope.axes, request=request, store=store, seed=job.settings.seed, spill=spills(job), resume=job.settings.resume,
+    )  # fmt: skip
+    check_disk({run.path: disk_of_gradients(job, request)})
+    steps = (forwards + backwards) * job.binding.num_layers
+    for layer in report.track(estimator.estimate(task), f"gradients by {estimator.name}", steps):
+        run.log("gradient", estimator=estimator.name, layer=layer)
+    found = {**record, "peak_memory_bytes": peak()}
+    run.log("gradients", **found)
+    return store, found
+
+
+def spelled(estimator: Estimator, seed: int) -> str:
+    """A directory name for an estimator with its options, and its seed if that matters."""
+    identity = json.dumps([repr(estimator), seed if estimator.seeded else None])
+    return f"gradient-{estimator.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def spills(job: "Job") -> bool:
+    """Boundaries go to files where memory is limited and they would not fit, or where they would take much of what is free."""
+    need = boundary_bytes(job.hidden_shape, job.binding.num_layers, job.dtype)
+    return job.fit.spill or need > (free() // SHARE if job.limit is None else max(job.limit - job.fit.peak, 0))
+
+
+def disk_of_gradients(job: "Job", request: Request) -> int:
+    """Bytes of the statistics of all layers, and of the hidden states and gradients on the way."""
+    between = boundary_bytes(job.hidden_shape, job.binding.num_layers if spills(job) else 0, job.dtype)
+    return statistics_bytes(request, job.binding) * job.binding.num_layers + between

@@ -1,0 +1,57 @@
+"""Methods that are whole recipes: a criterion with the choices its paper makes around it, each of which can be overridden."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from secateur.settings import PruneSettings
+
+DEEP = 16  # layers from which on a model is deep enough to keep its ends whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a setting is where the user leaves it open. `first` and `last`: layers of a deep model that stay whole."""
+
+    summary: str
+    method: str
+    gradient: str | None = None
+    compensate: str = "least-squares"
+    allocation: str = "uniform"
+    first: int = 0
+    last: int = 0
+
+    def protect(self, num_layers: int) -> str:
+        """In the words of `--protect`."""
+        if num_layers < DEEP:
+            return ""
+        ends = [*range(self.first), *range(-self.last, 0)]
+        return ",".join(map(str, ends))
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "mini-llm": Recipe(
+        summary="MINI-LLM as we read it: fms, forward-only gradients, uniform, no compensation, ends of deep models kept",
+        method="fms",
+        gradient="spsa-weights",
+        compensate="none",
+        first=4,
+        last=2,
+    ),
+}
+
+
+def recipe_of(method: str) -> Recipe:
+    """The recipe of that name, or the defaults around a criterion."""
+    return RECIPES.get(method) or Recipe(summary="", method=method)
+
+
+def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
+    """The settings with nothing left open. `method` keeps the recipe's name."""
+    recipe = recipe_of(settings.method)
+    given = {
+        "compensate": settings.compensate or recipe.compensate,
+        "allocation": settings.allocation or recipe.allocation,
+        "protect": recipe.protect(num_layers) if settings.protect is None else settings.protect,
+        "gradient": settings.gradient or recipe.gradient,
+    }
+    return settings.model_copy(update=given)
