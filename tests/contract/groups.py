@@ -11,6 +11,7 @@ from secateur.axes import Kept
 from secateur.criteria.unit import CoupledGroup
 from secateur.statistics.gram import Gram
 from secateur.statistics.moments import Moments
+from secateur.statistics.output_gradient import OutputGradientGram
 
 SIZES = {"hidden": 12, "kv": 3, "group": 4, "head_dim": 5, "ffn": 17}
 LAYOUTS: dict[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
@@ -42,6 +43,8 @@ class Case:
     group: CoupledGroup
     inputs: Mapping[str, Tensor]
     """Module -> its input [token, channel]."""
+    gradients: Mapping[str, Tensor]
+    """Reader -> loss gradient at its output [token, out]."""
 
     def seen(self, parts: int = 1) -> dict[str, dict[type, object]]:
         """Statistics of every module's input, gathered from so many parts."""
@@ -51,6 +54,11 @@ class Case:
             for part in x.tensor_split(parts):
                 moments, gram = moments + Moments.of(part), gram + Gram.of(part)
             out[module] = {Moments: moments, Gram: gram}
+        for module, g in self.gradients.items():
+            fisher = OutputGradientGram.of(g[:0])
+            for part in g.tensor_split(parts):
+                fisher += OutputGradientGram.of(part)
+            out[module][OutputGradientGram] = fisher
         return out
 
     def selected(self, kept: Kept) -> "Case":
@@ -59,7 +67,7 @@ class Case:
         reader = self.group.reader
         index = axes.dim_index(reader.spec.dims[reader.input_dim], SIZES, kept)
         inputs = {**self.inputs, reader.module: self.inputs[reader.module][:, index]}
-        return Case(group=replace(self.group, weights=weights), inputs=inputs)
+        return replace(self, group=replace(self.group, weights=weights), inputs=inputs)
 
     def cast(self, dtype: torch.dtype) -> "Case":
         weights = {n: replace(m, value=m.value.to(dtype)) for n, m in self.group.weights.items()}
@@ -78,4 +86,6 @@ def make_case(layout: str, axis: str, *, seed: int = 0, tokens: int = 40) -> Cas
         mix = torch.randn(width, width, generator=generator, dtype=torch.float64)
         x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ mix
         inputs[matrix.module] = x * torch.linspace(0.5, 2, width) + torch.randn(width, generator=generator)
-    return Case(group=group, inputs=inputs)
+    mix = torch.randn(SIZES["hidden"], SIZES["hidden"], generator=generator, dtype=torch.float64)
+    gradient = torch.randn(tokens, SIZES["hidden"], generator=generator, dtype=torch.float64) @ mix
+    return Case(group=group, inputs=inputs, gradients={group.reader.module: gradient})

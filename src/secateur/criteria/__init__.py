@@ -18,5 +18,6 @@ CRITERIA: "Registry[Criterion]" = Registry(
         "wanda-all": "secateur.criteria.wanda_all:WandaAll",
         "flap": "secateur.criteria.flap:Flap",
         "ppsp": "secateur.criteria.ppsp:PPsp",
+        "sensitivity": "secateur.criteria.sensitivity:Sensitivity",
     },
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from secateur.criteria.unit import CoupledGroup
 from secateur.errors import UserError
 
-# Module path inside the layer -> type of statistic -> the statistic of that module's input.
+# Module path inside the layer, or axis for gates -> type of statistic -> the statistic of that module, or of that axis's gates.
 Seen = Mapping[str, Mapping[type, Any]]
 Inputs = Literal["reader", "coupled"]
 
@@ -21,10 +21,15 @@ class Criterion(Protocol):
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    needs: ClassVar[frozenset[type]]
-    """The types of statistics it reads."""
     inputs: ClassVar[Inputs]
     """Of whose inputs: the reader's alone, or every coupled matrix's."""
+    comparable: ClassVar[bool]
+    """Its scores are predicted loss per parameter: those of different layers and axes are compared as they are."""
+
+    @property
+    def needs(self) -> frozenset[type]:
+        """The types of statistics it reads: the same for all of its class, or a matter of its options."""
+        ...
 
     def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
         """Score per unit, float64; larger = keep."""
@@ -41,11 +46,11 @@ class ColumnCriterion(Criterion, Protocol):
 
 
 def unit_scores(criterion: Criterion, group: CoupledGroup, seen: Seen, *, standardised: bool = False) -> Float[Tensor, " unit"]:
-    """Scores on the CPU, float64. `standardised`: comparable between layers and axes, see `standardise`.
+    """Scores on the CPU, float64. `standardised`: comparable between layers and axes, by `standardise` where they are not so yet.
 
     Raises `UserError` if a score is NaN or infinite.
     """
-    scores = (standardise if standardised else raw)(criterion, group, seen).double().cpu()
+    scores = (standardise if standardised and not criterion.comparable else raw)(criterion, group, seen).double().cpu()
     if not scores.isfinite().all():
         number = int((~scores.isfinite()).sum())
         raise UserError(

@@ -30,6 +30,7 @@ class Flap:
     paper: ClassVar = "https://arxiv.org/abs/2312.11983"
     needs: ClassVar[frozenset[type]] = frozenset({Moments})
     inputs: ClassVar[Inputs] = "reader"
+    comparable: ClassVar = False
     metric: str = "wifv"
     """One of `METRICS`."""
     squared_heads: bool = True

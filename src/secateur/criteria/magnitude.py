@@ -20,12 +20,16 @@ from secateur.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
-    """Norms of the reader's columns. `power` is the p of the norm: 1 or 2."""
+    """Norms of a unit's columns in the matrix that reads it.
+
+    `power` is the p of the norm: 1 or 2.
+    """
 
     name: ClassVar = "magnitude"
     paper: ClassVar = "https://arxiv.org/abs/2312.11983"
     needs: ClassVar[frozenset[type]] = frozenset()
     inputs: ClassVar[Inputs] = "reader"
+    comparable: ClassVar = False
     power: int = 2
 
     def __post_init__(self) -> None:
@@ -41,12 +45,16 @@ class Magnitude:
 
 @dataclass(frozen=True, kw_only=True)
 class CoupledMagnitude:
-    """Sum of |w|^power over a unit's rows and columns, mean over the coupled matrices; biases are not counted."""
+    """Sum of |w|^power over a unit's rows and columns, mean over all matrices that it is part of.
+
+    Biases are not counted.
+    """
 
     name: ClassVar = "magnitude-coupled"
     paper: ClassVar = "https://arxiv.org/abs/2305.11627"
     needs: ClassVar[frozenset[type]] = frozenset()
     inputs: ClassVar[Inputs] = "reader"
+    comparable: ClassVar = False
     power: int = 2
 
     def __post_init__(self) -> None:

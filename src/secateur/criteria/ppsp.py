@@ -23,6 +23,7 @@ class PPsp:
     paper: ClassVar = "https://arxiv.org/abs/2502.15618"
     needs: ClassVar[frozenset[type]] = frozenset({Moments})
     inputs: ClassVar[Inputs] = "reader"
+    comparable: ClassVar = False
 
     def columns(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " column"]:
         """Of the dimension of (weight x activation)^2."""

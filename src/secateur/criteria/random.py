@@ -20,6 +20,7 @@ class Random:
     paper: ClassVar = ""
     needs: ClassVar[frozenset[type]] = frozenset()
     inputs: ClassVar[Inputs] = "reader"
+    comparable: ClassVar = False
 
     def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
         """Dimensionless."""

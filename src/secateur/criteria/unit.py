@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur import axes
 from secateur.axes import Sizes, Spec
+from secateur.plan import unit_cost
 
 Reduction = Literal["sum", "mean", "l2"]
 ELEMENTS = 1 << 20  # of a weight at a time in float64: a layer's matrix is never copied whole
@@ -105,6 +106,11 @@ class CoupledGroup:
     @property
     def num_units(self) -> int:
         return axes.num_units(self.axis, self.sizes)
+
+    @property
+    def parameters_per_unit(self) -> int:
+        """What leaves with one unit, biases included."""
+        return unit_cost((matrix.spec for matrix in self.weights.values()), self.sizes, self.axis)
 
     @property
     def attention(self) -> bool:

@@ -19,12 +19,13 @@ from secateur.statistics.moments import Moments
 
 @dataclass(frozen=True, kw_only=True)
 class WandaAll:
-    """Biases are not counted."""
+    """Wanda's weight x activation, summed over all matrices that a unit is part of. Biases are not counted."""
 
     name: ClassVar = "wanda-all"
     paper: ClassVar = "https://arxiv.org/abs/2306.11695"
     needs: ClassVar[frozenset[type]] = frozenset({Moments})
     inputs: ClassVar[Inputs] = "coupled"
+    comparable: ClassVar = False
 
     def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
         """Of the dimension of weight x activation."""

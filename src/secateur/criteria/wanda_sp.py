@@ -23,6 +23,7 @@ class WandaSp:
     paper: ClassVar = "https://arxiv.org/abs/2306.11695"
     needs: ClassVar[frozenset[type]] = frozenset({Moments})
     inputs: ClassVar[Inputs] = "reader"
+    comparable: ClassVar = False
 
     def columns(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " column"]:
         """Of the dimension of weight x activation."""
