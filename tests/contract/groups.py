@@ -8,10 +8,12 @@ from torch import Tensor
 
 from secateur import axes
 from secateur.axes import Kept
-from secateur.criteria.unit import CoupledGroup
+from secateur.criteria.unit import CoupledGroup, Matrix
+from secateur.statistics.gate_gradient import GateGradient, column_gates, unit_gates
 from secateur.statistics.gram import Gram
 from secateur.statistics.moments import Moments
 from secateur.statistics.output_gradient import OutputGradientGram
+from secateur.statistics.weight_gradient import WeightFisher, WeightGradient, WeightGradientAccumulator
 
 SIZES = {"hidden": 12, "kv": 3, "group": 4, "head_dim": 5, "ffn": 17}
 LAYOUTS: dict[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
@@ -35,6 +37,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
         "attention.query_key_value.weight": "(kv 3 head_dim) <- hidden", "attention.dense.weight": "hidden <- (kv head_dim)",
     }),
 }  # fmt: skip
+LENGTH = 5  # tokens of a sample
 CASES = [(layout, axis) for layout, (prunable, _) in LAYOUTS.items() for axis in prunable]
 
 
@@ -44,30 +47,66 @@ class Case:
     inputs: Mapping[str, Tensor]
     """Module -> its input [token, channel]."""
     gradients: Mapping[str, Tensor]
-    """Reader -> loss gradient at its output [token, out]."""
+    """Module -> loss gradient at its output [token, out]."""
+
+    @property
+    def sample_length(self) -> int:
+        """Tokens of one sample; its gradients are its own."""
+        tokens = len(self.inputs[self.group.reader.module])
+        return tokens if tokens % LENGTH else LENGTH
 
     def seen(self, parts: int = 1) -> dict[str, dict[type, object]]:
-        """Statistics of every module's input, gathered from so many parts."""
+        """Statistics of every module's input, of its weight's and its output's gradient and of gates, from so many parts."""
         out: dict[str, dict[type, object]] = {}
         for module, x in self.inputs.items():
             moments, gram = Moments.of(x[:0]), Gram.of(x[:0])
             for part in x.tensor_split(parts):
                 moments, gram = moments + Moments.of(part), gram + Gram.of(part)
             out[module] = {Moments: moments, Gram: gram}
-        for module, g in self.gradients.items():
-            fisher = OutputGradientGram.of(g[:0])
-            for part in g.tensor_split(parts):
-                fisher += OutputGradientGram.of(part)
-            out[module][OutputGradientGram] = fisher
+        reader = self.group.reader.module
+        g = self.gradients[reader]
+        fisher = OutputGradientGram.of(g[:0])
+        for part in g.tensor_split(parts):
+            fisher += OutputGradientGram.of(part)
+        out[reader][OutputGradientGram] = fisher
+        if self.sample_length > 1:  # one token alone predicts nothing: there is no loss
+            out[self.group.axis] = {GateGradient: self._gates(parts)}
+            for matrix in self.group.matrices:
+                out[matrix.module] |= self._weight_gradients(matrix, parts)
         return out
 
+    def _samples(self, x: Tensor, parts: int) -> list[Tensor]:
+        """[sample, token, channel] in so many parts of whole samples; with more parts than samples, one sample each."""
+        return [p for p in x.reshape(-1, self.sample_length, x.shape[1]).tensor_split(parts) if len(p)]
+
+    def _gates(self, parts: int) -> GateGradient:
+        """Of the axis's units, through the reader."""
+        reader = self.group.reader
+        a, out = (self._samples(x[reader.module], parts) for x in (self.inputs, self.gradients))
+        units = self.group.unit_of_column, self.group.num_units
+        each = [unit_gates(column_gates(x, g @ reader.oriented.double()), *units) for x, g in zip(a, out, strict=True)]
+        return sum(map(GateGradient.of, each[1:]), start=GateGradient.of(each[0]))
+
+    def _weight_gradients(self, matrix: Matrix, parts: int) -> dict[type, object]:
+        """No monoids: made of all samples at once. Parts are the micro-batches that the one accumulator sees."""
+        by_column = matrix.spec.reads(self.group.axis)
+        accumulator = WeightGradientAccumulator(matrix.oriented, by_column=by_column, fisher=True)
+        for x, g in zip(*(self._samples(of[matrix.module], parts) for of in (self.inputs, self.gradients)), strict=True):
+            accumulator.update(x, g)
+        return {WeightGradient: accumulator.result(), WeightFisher: accumulator.fisher()}
+
     def selected(self, kept: Kept) -> "Case":
-        """The same layer with the units in another order; the reader's input goes with them."""
+        """The same layer with the units in another order; the reader's input and the others' output gradients go with them."""
         weights = {n: replace(m, value=axes.select(m.value, m.spec, SIZES, kept)) for n, m in self.group.weights.items()}
         reader = self.group.reader
         index = axes.dim_index(reader.spec.dims[reader.input_dim], SIZES, kept)
         inputs = {**self.inputs, reader.module: self.inputs[reader.module][:, index]}
-        return replace(self, group=replace(self.group, weights=weights), inputs=inputs)
+        gradients = dict(self.gradients)
+        for matrix in self.group.matrices:
+            rows = axes.dim_index(matrix.spec.dims[1 - matrix.input_dim], SIZES, kept)
+            if rows is not None:
+                gradients[matrix.module] = gradients[matrix.module][:, rows]
+        return replace(self, group=replace(self.group, weights=weights), inputs=inputs, gradients=gradients)
 
     def cast(self, dtype: torch.dtype) -> "Case":
         weights = {n: replace(m, value=m.value.to(dtype)) for n, m in self.group.weights.items()}
@@ -86,6 +125,9 @@ def make_case(layout: str, axis: str, *, seed: int = 0, tokens: int = 40) -> Cas
         mix = torch.randn(width, width, generator=generator, dtype=torch.float64)
         x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ mix
         inputs[matrix.module] = x * torch.linspace(0.5, 2, width) + torch.randn(width, generator=generator)
-    mix = torch.randn(SIZES["hidden"], SIZES["hidden"], generator=generator, dtype=torch.float64)
-    gradient = torch.randn(tokens, SIZES["hidden"], generator=generator, dtype=torch.float64) @ mix
-    return Case(group=group, inputs=inputs, gradients={group.reader.module: gradient})
+    gradients = {}
+    for matrix in (group.reader, *(m for m in group.matrices if m is not group.reader)):
+        width = matrix.oriented.shape[0]
+        mix = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        gradients[matrix.module] = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ mix
+    return Case(group=group, inputs=inputs, gradients=gradients)

@@ -18,6 +18,11 @@ CRITERIA: "Registry[Criterion]" = Registry(
         "wanda-all": "secateur.criteria.wanda_all:WandaAll",
         "flap": "secateur.criteria.flap:Flap",
         "ppsp": "secateur.criteria.ppsp:PPsp",
+        "fms": "secateur.criteria.fms:Fms",
+        "taylor": "secateur.criteria.taylor:Taylor",
+        "gate-taylor": "secateur.criteria.gate_taylor:GateTaylor",
+        "gate-fisher": "secateur.criteria.gate_fisher:GateFisher",
+        "gblm": "secateur.criteria.gblm:Gblm",
         "sensitivity": "secateur.criteria.sensitivity:Sensitivity",
     },
 )

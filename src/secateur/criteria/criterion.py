@@ -28,7 +28,7 @@ class Criterion(Protocol):
 
     @property
     def needs(self) -> frozenset[type]:
-        """The types of statistics it reads: the same for all of its class, or a matter of its options."""
+        """The types of statistics it reads: a class attribute, or a property where options decide."""
         ...
 
     def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:

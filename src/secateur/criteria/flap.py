@@ -28,7 +28,7 @@ METRICS = ("wifv", "wifn", "ifv")
 class Flap:
     name: ClassVar = "flap"
     paper: ClassVar = "https://arxiv.org/abs/2312.11983"
-    needs: ClassVar[frozenset[type]] = frozenset({Moments})
+    needs = frozenset({Moments})
     inputs: ClassVar[Inputs] = "reader"
     comparable: ClassVar = False
     metric: str = "wifv"

@@ -27,7 +27,7 @@ class Magnitude:
 
     name: ClassVar = "magnitude"
     paper: ClassVar = "https://arxiv.org/abs/2312.11983"
-    needs: ClassVar[frozenset[type]] = frozenset()
+    needs = frozenset[type]()
     inputs: ClassVar[Inputs] = "reader"
     comparable: ClassVar = False
     power: int = 2
@@ -52,7 +52,7 @@ class CoupledMagnitude:
 
     name: ClassVar = "magnitude-coupled"
     paper: ClassVar = "https://arxiv.org/abs/2305.11627"
-    needs: ClassVar[frozenset[type]] = frozenset()
+    needs = frozenset[type]()
     inputs: ClassVar[Inputs] = "reader"
     comparable: ClassVar = False
     power: int = 2

@@ -21,7 +21,7 @@ from secateur.statistics.moments import Moments
 class PPsp:
     name: ClassVar = "ppsp"
     paper: ClassVar = "https://arxiv.org/abs/2502.15618"
-    needs: ClassVar[frozenset[type]] = frozenset({Moments})
+    needs = frozenset({Moments})
     inputs: ClassVar[Inputs] = "reader"
     comparable: ClassVar = False
 

@@ -18,7 +18,7 @@ class Random:
 
     name: ClassVar = "random"
     paper: ClassVar = ""
-    needs: ClassVar[frozenset[type]] = frozenset()
+    needs = frozenset[type]()
     inputs: ClassVar[Inputs] = "reader"
     comparable: ClassVar = False
 

@@ -37,7 +37,7 @@ class Sensitivity:
 
     name: ClassVar = "sensitivity"
     paper: ClassVar = "https://arxiv.org/abs/2407.11681"
-    needs: ClassVar[frozenset[type]] = frozenset({Gram, OutputGradientGram})
+    needs = frozenset({Gram, OutputGradientGram})
     inputs: ClassVar[Inputs] = "reader"
     comparable: ClassVar = True
     ridge: float = 0.01

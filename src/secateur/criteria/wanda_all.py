@@ -23,7 +23,7 @@ class WandaAll:
 
     name: ClassVar = "wanda-all"
     paper: ClassVar = "https://arxiv.org/abs/2306.11695"
-    needs: ClassVar[frozenset[type]] = frozenset({Moments})
+    needs = frozenset({Moments})
     inputs: ClassVar[Inputs] = "coupled"
     comparable: ClassVar = False
 

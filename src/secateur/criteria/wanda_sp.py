@@ -21,7 +21,7 @@ from secateur.statistics.moments import Moments
 class WandaSp:
     name: ClassVar = "wanda-sp"
     paper: ClassVar = "https://arxiv.org/abs/2306.11695"
-    needs: ClassVar[frozenset[type]] = frozenset({Moments})
+    needs = frozenset({Moments})
     inputs: ClassVar[Inputs] = "reader"
     comparable: ClassVar = False
 
