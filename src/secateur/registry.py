@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from secateur.errors import UserError
 
 T = TypeVar("T")
+NOUNS: Mapping[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,21 @@ class Registry(Generic[T]):
     def create(self, name: str, options: Mapping[str, Any] | None = None) -> T:
         """An instance of the named dataclass. Raises `UserError` for an unknown name or option."""
         kind = self[name]
-        known = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
+        types = {f.name: f.type for f in fields(kind) if f.init} if is_dataclass(kind) else {}
+        known = list(types)
         for option in options or {}:
             if option not in known:
                 allowed = f"Known: {', '.join(known)}." if known else "It has no options."
                 raise UserError(f"{self.kind} {name!r} has no option {option!r}.{did_you_mean(option, known)} {allowed}")
-        return kind(**(options or {}))
+        return kind(**{option: self._fitting(name, option, value, types[option]) for option, value in (options or {}).items()})
+
+    def _fitting(self, name: str, option: str, value: Any, wanted: Any) -> Any:
+        """The value, as a float where one is wanted. Raises `UserError` if it is of another type than the option."""
+        if wanted is float and type(value) is int:
+            return float(value)
+        if wanted in NOUNS and type(value) is not wanted:
+            raise UserError(f"{self.kind} {name!r}: option {option} is {value!r}. Allowed: {NOUNS[wanted]}.")
+        return value
 
     def spelled(self, text: str) -> T:
         """An instance from `name` or `name:option=value,option=value`. Raises `UserError` as `create` does."""

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from secateur import axes
+from secateur.errors import UserError
 from secateur.gradients.backprop import Backprop
 from secateur.gradients.estimator import KINDS, Task, gradient_request, lines_are_columns, oriented, reader_of, unit_of_column
 from secateur.streaming.collect import Store
 from secateur.streaming.module import ModuleSource
+from secateur.streaming.tensorfile import TensorFile
 from secateur.streaming.walk import Walk
 from tests.contract.tiny import VARIANTS, tiny_model, tiny_tokens
 from tests.reference.autograd import NoFloat32, module_gradients, whole_gradients
@@ -123,3 +125,48 @@ def test_spilled_and_in_any_micro_batches(name: str, options: dict, tmp_path: Pa
         task = estimated(model, tmp_path / "run", torch.float64, **options)
         check(task, model, 1e-9)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["layer-000.safetensors", "layer-001.safetensors"]
+
+
+@pytest.mark.parametrize("spill", [False, True])
+@pytest.mark.parametrize("steps", [2, 4, 5, 7])
+def test_a_run_that_was_cut_off_goes_on_and_finds_the_same_bit_for_bit(steps: int, spill: bool, tmp_path: Path):
+    model = tiny_model("llama", dtype=torch.float32, num_hidden_layers=4)
+    source = ModuleSource.of(model)
+    request = gradient_request(source.binding, source.binding.prunable, KINDS)
+
+    def task(name: str, **options) -> Task:
+        (tmp_path / name).mkdir(exist_ok=True)
+        walk = Walk.over(source, device=torch.device("cpu"), dtype=torch.float32, tokens=2 * TOKENS)
+        return Task(
+            walk=walk, ids=tiny_tokens(BLOCKS, TOKENS), axes=source.binding.prunable, request=request,
+            store=Store(directory=tmp_path / name), spill=spill, **options,
+        )  # fmt: skip
+
+    whole, cut = task("whole"), task("cut")
+    assert [*Backprop().estimate(whole)] == [0, 1, 2, 3, 3, 2, 1, 0]
+    walking = Backprop().estimate(cut)
+    for _ in range(steps):
+        next(walking)
+    walking.close()
+    finished = max(steps - 4, 0)
+    rest = [*Backprop().estimate(task("cut", resume=True))]
+    # Forward to the boundary before the layer it goes on with, which needs one layer less, and back from there.
+    assert rest == [*range(4 - finished - bool(finished)), *reversed(range(4 - finished))]
+    for layer in range(4):
+        expected, got = (TensorFile.open(t.store.path(layer)) for t in (whole, cut))
+        assert expected.entries.keys() == got.entries.keys()
+        assert all(torch.equal(expected.read(key), got.read(key)) for key in expected.entries)
+    assert [*Backprop().estimate(task("cut", resume=True))] == []
+
+
+def test_a_gradient_that_overflows_names_the_layer(tmp_path: Path):
+    model = tiny_model("llama", dtype=torch.float32)
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight")[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"layer 1.*down_proj.*NaN"):
+        estimated(model, tmp_path / "run", torch.float32)
+    model = tiny_model("llama", dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[:] = float("inf")
+    with pytest.raises(UserError, match=r"lm_head.*NaN or infinity"):
+        estimated(model, tmp_path / "head", torch.float32)

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from secateur import axes
 from secateur.families.binding import Binding
+from secateur.plan import parameters
 from secateur.streaming.collect import Request, Store
 from secateur.streaming.walk import Walk
 
@@ -98,6 +100,20 @@ def lines_are_columns(binding: Binding, module: str) -> bool:
 def oriented(binding: Binding, module: str, weight: Tensor) -> Tensor:
     """A matrix with outputs first, whichever way it is stored."""
     return weight if min(binding.layer[f"{module}.weight"].inputs) == 1 else weight.mT
+
+
+def working_bytes(request: Request, binding: Binding, dtype: torch.dtype) -> int:
+    """One layer's in memory while they are gathered: matrices in float32 (float64 where the walk is), or a perturbed layer."""
+    wide, total = max(dtype.itemsize, 4), 0
+    for place, kinds in request.kinds.items():
+        if kinds - {"gate-gradient"}:
+            spec = binding.layer[f"{place}.weight"]
+            shape = axes.shape(spec, binding.sizes)
+            matrices = ("weight-gradient" in kinds or "weight-fisher" in kinds) + ("weight-fisher" in kinds)
+            total += matrices * shape[0] * shape[1] * wide
+            if "output-gradient-gram" in kinds:
+                total += 8 * shape[1 - min(spec.inputs)] ** 2
+    return max(total, parameters(binding.layer.values(), binding.sizes) * dtype.itemsize if request.kinds else 0)
 
 
 def statistics_bytes(request: Request, binding: Binding) -> int:

@@ -8,20 +8,19 @@ from secateur.criteria.criterion import Criterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk
 from secateur.gradients import ESTIMATORS
-from secateur.gradients.estimator import KINDS, Estimator, Task, gradient_request, statistics_bytes
+from secateur.gradients.estimator import KINDS, Estimator, Task, statistics_bytes
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory
 from secateur.settings import PruneSettings
 from secateur.streaming.backward import boundary_bytes
-from secateur.streaming.collect import Request, Store, kinds_of
-from secateur.streaming.memory import free, peak
+from secateur.streaming.collect import Store, kinds_of
+from secateur.streaming.memory import peak
 from secateur.streaming.walk import Walk
 
 if TYPE_CHECKING:
     from secateur.recipes.job import Job
 
 DEFAULT = "backprop"
-SHARE = 4  # boundaries may take this part of the free memory before they are spilled unasked
 
 
 def estimator_for(settings: PruneSettings, criterion: Criterion) -> Estimator | None:
@@ -49,24 +48,25 @@ def differentiate(job: "Job", run: RunDirectory, report: Reporter) -> tuple[Stor
     estimator = job.estimator
     if estimator is None:
         return None, None
-    request = gradient_request(job.binding, job.scope.axes, kinds_of(job.criterion.needs) & KINDS)
+    request = job.gradients
     store = Store(directory=run.path / spelled(estimator, job.settings.seed))
     store.directory.mkdir(exist_ok=True)
     forwards, backwards = estimator.passes()
     record = {"estimator": repr(estimator), "forward_passes": forwards, "backward_passes": backwards}
     if store.finished(job.binding.num_layers, request) == job.binding.num_layers:
         report.say(f"gradients of all layers are in {store.directory}: no walk needed")
-        return store, {**record, "peak_memory_bytes": None}
+        return store, run.recall(store.directory.name) or {**record, "peak_memory_bytes": None}
     drawn, _ = job.blocks
     task = Task(
-        walk=Walk.over(job.source, device=job.device, dtype=job.dtype, tokens=job.fit.tokens), ids=drawn.ids,
-        axes=job.scope.axes, request=request, store=store, seed=job.settings.seed, spill=spills(job), resume=job.settings.resume,
+        walk=Walk.over(job.source, device=job.device, dtype=job.dtype, tokens=job.fit_back.tokens), ids=drawn.ids,
+        axes=job.scope.axes, request=request, store=store, seed=job.settings.seed, spill=job.fit_back.spill, resume=job.settings.resume,
     )  # fmt: skip
-    check_disk({run.path: disk_of_gradients(job, request)})
+    check_disk({run.path: disk_of_gradients(job)})
     steps = (forwards + backwards) * job.binding.num_layers
     for layer in report.track(estimator.estimate(task), f"gradients by {estimator.name}", steps):
         run.log("gradient", estimator=estimator.name, layer=layer)
     found = {**record, "peak_memory_bytes": peak()}
+    run.remember(store.directory.name, found)
     run.log("gradients", **found)
     return store, found
 
@@ -77,13 +77,7 @@ def spelled(estimator: Estimator, seed: int) -> str:
     return f"gradient-{estimator.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
-def spills(job: "Job") -> bool:
-    """Boundaries go to files where memory is limited and they would not fit, or where they would take much of what is free."""
-    need = boundary_bytes(job.hidden_shape, job.binding.num_layers, job.dtype)
-    return job.fit.spill or need > (free() // SHARE if job.limit is None else max(job.limit - job.fit.peak, 0))
-
-
-def disk_of_gradients(job: "Job", request: Request) -> int:
+def disk_of_gradients(job: "Job") -> int:
     """Bytes of the statistics of all layers, and of the hidden states and gradients on the way."""
-    between = boundary_bytes(job.hidden_shape, job.binding.num_layers if spills(job) else 0, job.dtype)
-    return statistics_bytes(request, job.binding) * job.binding.num_layers + between
+    between = boundary_bytes(job.hidden_shape, job.binding.num_layers if job.fit_back.spill else 0, job.dtype)
+    return statistics_bytes(job.gradients, job.binding) * job.binding.num_layers + between

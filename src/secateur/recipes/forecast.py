@@ -11,6 +11,7 @@ from secateur.allocation.choose import counts, layer_sizes
 from secateur.allocation.uniform import Uniform
 from secateur.export.huggingface import disk_free
 from secateur.plan import parameters
+from secateur.recipes.differentiate import disk_of_gradients
 from secateur.recipes.flops import flops_per_token
 from secateur.recipes.job import Job
 from secateur.streaming.collect import disk_of, memory_of
@@ -58,13 +59,17 @@ def forecast(job: Job) -> Forecast:
     gone = job.block_parameters - sum(parameters(job.target.layer.values(), s) for s in sizes)
     width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
     walks = int(bool(job.request.kinds)) + (0 if job.settings.evaluation == "none" else 2)
+    forwards, backwards = job.estimator.passes() if job.estimator else (0, 0)
+    walks += forwards + backwards
     tokens = job.settings.samples * job.settings.seq_len
     solve = _solving(job, kept)
     names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
     hidden = 2 * tokens * binding.sizes["hidden"] * job.dtype.itemsize
     out = source.num_bytes - gone * width
     dense = [binding.sizes] * binding.num_layers
-    seconds = tokens * flops_per_token(binding, dense, head=False) * max(walks, 1) / (_rate(job, job.dtype) * OVERHEAD)
+    seconds = (
+        tokens * flops_per_token(binding, dense, head=False) * max(walks + backwards, 1) / (_rate(job, job.dtype) * OVERHEAD)
+    )
     seconds += _compensating(job, kept, tokens)
     return Forecast(
         model=job.settings.model, method=job.settings.method, compensate=job.compensation.name, allocation=job.allocator.name,
@@ -72,8 +77,8 @@ def forecast(job: Job) -> Forecast:
         parameters_after=source.num_parameters - gone, bytes_before=source.num_bytes, bytes_after=out,
         flops_per_token_before=flops_per_token(binding, dense), flops_per_token_after=flops_per_token(binding, sizes),
         widths=names, stock=job.shape.stock, notes=job.shape.notes + job.shape.reasons, walks=walks,
-        peak_memory_bytes=max(job.fit.peak, job.fit.peak - memory_of(job.request, binding) + solve),
-        disk_bytes=out + disk_of(job.request, binding) + hidden,
+        peak_memory_bytes=max(job.peak, job.fit.peak - memory_of(job.request, binding) + solve),
+        disk_bytes=out + disk_of(job.request, binding) + hidden + (disk_of_gradients(job) if job.estimator else 0),
         disk_free_bytes=disk_free(job.runs), seconds=seconds,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from secateur.errors import UserError
 from secateur.export.huggingface import check_output
 from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
 from secateur.families.binding import Binding, bind
-from secateur.gradients.estimator import KINDS, Estimator
+from secateur.gradients.estimator import KINDS, Estimator, gradient_request, working_bytes
 from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import DEFAULT_TEXT, check_length, open_device, open_model
 from secateur.recipes.presets import recipe_of, resolved
@@ -98,11 +98,29 @@ class Job:
         return wanted | Request.of(self.binding, self.scope.axes, kinds_of(self.compensation.needs))
 
     @cached_property
+    def gradients(self) -> Request:
+        """Gradient statistics that the criterion needs."""
+        return gradient_request(self.binding, self.scope.axes, kinds_of(self.criterion.needs) & KINDS)
+
+    @cached_property
     def fit(self) -> Fit:
+        return self._fit(memory_of(self.request, self.binding), back=False)
+
+    @cached_property
+    def fit_back(self) -> Fit:
+        """Of the walks that gradients take."""
+        return self._fit(working_bytes(self.gradients, self.binding, self.dtype), back=True)
+
+    def _fit(self, statistics: int, *, back: bool) -> Fit:
         return fit(
-            self.binding, shape=(self.settings.samples, self.settings.seq_len), dtype=self.dtype,
-            stored=self.source.dtype(self.binding.embedding), statistics=memory_of(self.request, self.binding), limit=self.limit,
+            self.binding, shape=self.hidden_shape[:2], dtype=self.dtype, stored=self.source.dtype(self.binding.embedding),
+            statistics=statistics, limit=self.limit, back=back,
         )  # fmt: skip
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the walks will have in memory at most, as far as that can be told."""
+        return max(self.fit.peak, self.fit_back.peak if self.estimator else 0)
 
     @property
     def hidden_shape(self) -> tuple[int, int, int]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from secateur.export.huggingface import published
 from secateur.export.stock import Shape, shape_of
+from secateur.recipes.differentiate import differentiate
 from secateur.recipes.forecast import Forecast, forecast
 from secateur.recipes.job import Job, prepare
 from secateur.recipes.result import PruneResult
-from secateur.recipes.differentiate import differentiate
 from secateur.recipes.steps import choose_plan, finish, gather, operate, perplexity
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
@@ -45,9 +45,10 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
         after = perplexity(job, written, None, report, "evaluating the result")
         result = PruneResult(
             out=str(settings.out), model=settings.model, method=settings.method, compensate=job.compensation.name,
-            allocation=job.allocator.name, gradient=gradient, ratio=job.budget / job.block_parameters, ratio_reached=plan.settings["ratio_reached"],
-            parameters_before=job.source.num_parameters, parameters_after=shards.num_parameters - stored_twice(job),
-            bytes_before=job.source.num_bytes, bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
+            allocation=job.allocator.name, gradient=gradient, ratio=job.budget / job.block_parameters,
+            ratio_reached=plan.settings["ratio_reached"], parameters_before=job.source.num_parameters,
+            parameters_after=shards.num_parameters - stored_twice(job), bytes_before=job.source.num_bytes,
+            bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
             evaluation=held.protocol if held else None, calibration=drawn.protocol, stock=shape.stock,
             load=loading(shape, settings.out), notes=shape.notes + shape.reasons, verified=error, run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
@@ -67,7 +68,7 @@ def announce(job: Job, report: Reporter) -> None:
         report.say("the result will be a stock checkpoint" + "".join(f"; {note}" for note in job.shape.notes))
     else:
         report.warn(f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. It loads with secateur.load")
-    report.say(f"memory at the peak will be about {spell_bytes(job.fit.peak)}")
+    report.say(f"memory at the peak will be about {spell_bytes(job.peak)}")
 
 
 def stored_twice(job: Job) -> int:

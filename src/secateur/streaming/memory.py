@@ -28,27 +28,38 @@ class Fit:
 
 
 def fit(
-    binding: Binding, *, shape: tuple[int, int], dtype: torch.dtype, stored: torch.dtype, statistics: int, limit: int | None
+    binding: Binding,
+    *,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    stored: torch.dtype,
+    statistics: int,
+    limit: int | None,
+    back: bool = False,
 ) -> Fit:
-    """Choose for `shape` = (blocks, tokens). `statistics`: bytes of one layer's. Raises `UserError` if nothing fits in `limit`."""
-    hidden = shape[0] * shape[1] * binding.sizes["hidden"] * dtype.itemsize
+    """Choose for `shape` = (blocks, tokens). `statistics`: bytes of one layer's. Raises `UserError` if nothing fits in `limit`.
+
+    `back`: for a walk back, which holds a layer's graph, and all boundaries unless they are spilled.
+    """
+    states = binding.num_layers + 2 if back else 1
+    hidden = states * shape[0] * shape[1] * binding.sizes["hidden"] * dtype.itemsize
     weights = layer_bytes(binding, dtype) + (0 if dtype == stored else layer_bytes(binding, stored))
     fixed = resident() + weights + statistics
     spill = (
         hidden > free() // SHARE
         if limit is None
-        else fixed + hidden + activations(binding, MOST_TOKENS, shape[1], dtype) > limit
+        else fixed + hidden + activations(binding, MOST_TOKENS, shape[1], dtype, back) > limit
     )
     fixed += 0 if spill else hidden
     tokens = max(shape[1], MOST_TOKENS)
     while (
         limit is not None
-        and fixed + activations(binding, tokens, shape[1], dtype) > limit
+        and fixed + activations(binding, tokens, shape[1], dtype, back) > limit
         and tokens > max(shape[1], LEAST_TOKENS)
     ):
         tokens //= 2
     tokens = max(tokens, shape[1])
-    peak = fixed + activations(binding, tokens, shape[1], dtype)
+    peak = fixed + activations(binding, tokens, shape[1], dtype, back)
     if limit is not None and peak > limit:
         raise UserError(
             f"--max-memory is {spell_bytes(limit)}, and this needs about {spell_bytes(peak)}: {spell_bytes(resident())} for the "
@@ -62,11 +73,15 @@ def layer_bytes(binding: Binding, dtype: torch.dtype) -> int:
     return parameters(binding.layer.values(), binding.sizes) * dtype.itemsize
 
 
-def activations(binding: Binding, tokens: int, seq_len: int, dtype: torch.dtype) -> int:
-    """A rough upper bound for one layer's intermediate tensors: every weight's output, twice, and eager attention's scores."""
+def activations(binding: Binding, tokens: int, seq_len: int, dtype: torch.dtype, back: bool = False) -> int:
+    """A rough upper bound for one layer's intermediate tensors: every weight's output, twice, and eager attention's scores.
+
+    `back`: half as much again, as measured on the 7B shape (docs/benchmarks.md).
+    """
     widths = sum(axes.shape(s, binding.sizes)[1 - min(s.inputs)] for s in binding.layer.values() if len(s.dims) == 2)
     heads = binding.sizes["kv"] * binding.sizes.get("group", 1)
-    return tokens * (2 * widths + 4 * binding.sizes["hidden"]) * dtype.itemsize + 2 * tokens * heads * seq_len * 4
+    forward = tokens * (2 * widths + 4 * binding.sizes["hidden"]) * dtype.itemsize + 2 * tokens * heads * seq_len * 4
+    return forward * 3 // 2 if back else forward
 
 
 def peak() -> int:
