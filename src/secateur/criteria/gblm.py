@@ -35,7 +35,7 @@ class Gblm:
     needs = frozenset({Moments, WeightFisher})
     inputs: ClassVar[Inputs] = "coupled"
     comparable: ClassVar = False
-    alpha: float = 100
+    alpha: int | float = 100
     """Weight of the gradient, 0 or more. With 0 it is `wanda-all`."""
     norm: str = "l2"
     """One of `NORMS`: of a weight's gradients over samples."""

@@ -14,7 +14,10 @@ from secateur.criteria.unit import CoupledGroup
 
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """Uniform in [0, 1), drawn from the seed, the layer and the axis: the order in which layers are scored does not matter."""
+    """Uniform in [0, 1): the control that every other method has to beat.
+
+    Drawn from the seed, the layer and the axis: the order in which layers are scored does not matter.
+    """
 
     name: ClassVar = "random"
     paper: ClassVar = ""
