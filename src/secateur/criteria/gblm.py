@@ -35,7 +35,7 @@ class Gblm:
     needs = frozenset({Moments, WeightFisher})
     inputs: ClassVar[Inputs] = "coupled"
     comparable: ClassVar = False
-    alpha: int | float = 100
+    alpha: float = 100.0
     """Weight of the gradient, 0 or more. With 0 it is `wanda-all`."""
     norm: str = "l2"
     """One of `NORMS`: of a weight's gradients over samples."""
@@ -47,10 +47,10 @@ class Gblm:
     def __post_init__(self) -> None:
         check_option(self.name, "norm", self.norm, NORMS)
         check_option(self.name, "reduction", self.reduction, REDUCTIONS)
-        if not (isinstance(self.alpha, int | float) and math.isfinite(self.alpha) and self.alpha >= 0):
-            raise UserError(f"gblm's alpha is {self.alpha!r}. Allowed: a finite number, 0 or more; the authors' is 100.")
-        if not (isinstance(self.samples, int) and self.samples >= 1):
-            raise UserError(f"gblm's samples is {self.samples!r}. Allowed: a whole number, 1 or more; the authors' is 128.")
+        if not 0 <= self.alpha < math.inf:
+            raise UserError(f"gblm's alpha is {self.alpha}. Allowed: a finite number, 0 or more; the authors' is 100.")
+        if self.samples < 1:
+            raise UserError(f"gblm's samples is {self.samples}. Allowed: a whole number, 1 or more; the authors' is 128.")
 
     def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
         """Of the dimension of weight x activation, which alpha gives to weight x gradient."""

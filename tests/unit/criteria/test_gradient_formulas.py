@@ -89,7 +89,7 @@ def test_taylor_equals_its_oracle(layout, axis, form):
 
 
 @MATRIX
-@pytest.mark.parametrize(("norm", "alpha"), [("l2", 100), ("l1", 0.3)])
+@pytest.mark.parametrize(("norm", "alpha"), [("l2", 100.0), ("l1", 0.3)])
 def test_gblm_equals_its_oracle(layout, axis, norm, alpha):
     case = make_case(layout, axis)
     samples = len(case.inputs[case.group.reader.module]) // LENGTH
@@ -196,7 +196,7 @@ def test_gblm_weighs_its_terms_alike_however_many_samples_there_are():
 def test_gblm_without_gradients_is_wanda(layout, axis):
     case = make_case(layout, axis)
     expected = WandaAll().score(case.group, case.seen()) / 4
-    torch.testing.assert_close(Gblm(alpha=0, samples=16).score(case.group, case.seen()), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(Gblm(alpha=0.0, samples=16).score(case.group, case.seen()), expected, rtol=1e-12, atol=0)
 
 
 def test_the_first_matrix_alone_is_read_where_it_alone_counts():
@@ -230,7 +230,7 @@ def test_what_taylor_asks_for_follows_from_its_form():
         ("taylor:reduction=none", "'none'. Allowed: sum, mean, max, prod, first"),
         ("gate-taylor:samples=all", "'all'. Allowed: signed, absolute"),
         ("gblm:norm=linf", "'linf'. Allowed: l2, l1"),
-        ("gblm:alpha=-1", "-1. Allowed: a finite number, 0 or more"),
+        ("gblm:alpha=-1", "-1.0. Allowed: a finite number, 0 or more"),
         ("gblm:alpha=nan", "nan. Allowed: a finite number"),
         ("gblm:samples=0", "0. Allowed: a whole number, 1 or more"),
         ("gblm:reduction=min", "'min'. Allowed: sum, mean, max, prod, first"),
