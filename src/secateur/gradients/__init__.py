@@ -12,5 +12,10 @@ ESTIMATORS: "Registry[Estimator]" = Registry(
     group="secateur.gradients",
     builtin={
         "backprop": "secateur.gradients.backprop:Backprop",
+        "forward-mode": "secateur.gradients.forward_mode:ForwardMode",
+        "spsa-gates": "secateur.gradients.spsa_gates:SpsaGates",
+        "spsa-weights": "secateur.gradients.spsa_weights:SpsaWeights",
+        "random": "secateur.gradients.random:Random",
+        "constant": "secateur.gradients.constant:Constant",
     },
 )
