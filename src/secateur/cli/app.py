@@ -9,6 +9,7 @@ from secateur.cli.evaluate import evaluate
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.prune import prune
+from secateur.cli.study import app as study
 from secateur.streaming.heap import steady_heap
 from secateur.version import __version__
 
@@ -25,6 +26,7 @@ app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("ls")(ls)
 app.command("demo")(demo)
+app.add_typer(study, name="study")
 
 
 def _show_version(asked: bool) -> bool:

@@ -26,7 +26,6 @@ def ls(
 
 def methods() -> list[dict[str, str]]:
     from secateur.criteria import CRITERIA
-
     from secateur.recipes.presets import RECIPES
 
     return _described(CRITERIA.names()) + [{"name": name, "summary": recipe.summary} for name, recipe in RECIPES.items()]

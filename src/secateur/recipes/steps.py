@@ -53,8 +53,8 @@ def gather(job: Job, run: RunDirectory, report: Reporter) -> Store:
     return store
 
 
-def choose_plan(job: Job, store: Store, gradients: Store | None, report: Reporter) -> Plan:
-    """Score, allocate, choose. Deterministic: the same statistics and settings give the same plan, bit for bit."""
+def scores_of(job: Job, store: Store, gradients: Store | None, report: Reporter) -> Scores:
+    """A score for every unit in scope, from the statistics that were gathered."""
     binding, kinds = job.binding, kinds_of(job.criterion.needs)
 
     def seen(layer: int, axis: str) -> Any:
@@ -69,7 +69,12 @@ def choose_plan(job: Job, store: Store, gradients: Store | None, report: Reporte
     scored = score(
         job.source, job.scope, job.criterion, seen, standardised=job.allocator.standardised, seed=job.settings.seed
     )  # fmt: skip
-    scores: Scores = dict(report.track(scored, "scoring", len(job.scope.layers) * len(job.scope.axes)))
+    return dict(report.track(scored, "scoring", len(job.scope.layers) * len(job.scope.axes)))
+
+
+def choose_plan(job: Job, scores: Scores) -> Plan:
+    """Allocate and choose. Deterministic: the same statistics and settings give the same plan, bit for bit."""
+    binding = job.binding
     kept = counts(binding, job.scope, job.allocator, job.budget, scores)
     layers = kept_layers(binding, job.scope, scores, kept)
     plan = Plan(model_type=binding.model_type, fingerprint=job.source.fingerprint, sizes=dict(binding.sizes), layers=layers)
