@@ -19,23 +19,39 @@ MATRIX = pytest.mark.parametrize(("layout", "axis"), CASES)
 RIDGE, DAMPING = 0.02, 0.1
 
 
-def by_hand(case):
-    """(order, losses in nats per token) with the same ridge and damping."""
+def gate_ratios(case, f):
+    """What a unit's gate does to the loss of whole samples over what F and H predict; one number for all channels."""
+    reader, units = case.group.reader, case.group.unit_of_column
+    x, g, w = case.inputs[reader.module], case.gradients[reader.module], case.group.reader_matrix
+    found, predicted = [], []
+    for u in range(case.group.num_units):
+        moved = x[:, units == u] @ w[:, units == u].T  # what the unit adds to the output
+        found.append(float((g * moved).sum(1).view(-1, case.sample_length).sum(1).square().sum()))
+        predicted.append(float(torch.trace(f @ moved.T @ moved)) / len(x))
+    if case.group.axis == "ffn":
+        found, predicted = [sum(found)] * len(found), [sum(predicted)] * len(predicted)
+    return torch.tensor(found, dtype=torch.float64) / torch.tensor(predicted, dtype=torch.float64)
+
+
+def by_hand(case, gates=0.5):
+    """(order, losses in nats per token, rows) with the same ridge and damping."""
     reader = case.group.reader
     x, g = case.inputs[reader.module], case.gradients[reader.module]
     f = g.T @ g
     f += DAMPING * f.diagonal().mean() * torch.eye(len(f), dtype=f.dtype)
     lam = RIDGE * float(x.square().sum(0).mean())
     rows = SIZES["kv"] if case.group.axis == "group" else 1
-    order, losses = greedy(case.group.reader_matrix, x, f, case.group.unit_of_column, lam, rows)
+    scale = gate_ratios(case, f).pow(gates / 2)[case.group.unit_of_column]
+    order, losses = greedy(case.group.reader_matrix * scale, x, f, case.group.unit_of_column, lam, rows)
     return order, torch.tensor(losses, dtype=torch.float64) / (2 * len(x)), rows
 
 
 @MATRIX
-def test_scores_rank_as_the_path_goes_and_integrate_to_its_whole_loss(layout, axis):
+@pytest.mark.parametrize("gates", [0.0, 0.5, 1.0])
+def test_scores_rank_as_the_path_goes_and_integrate_to_its_whole_loss(layout, axis, gates):
     case = make_case(layout, axis)
-    scores = Sensitivity(ridge=RIDGE, damping=DAMPING).score(case.group, case.seen())
-    order, losses, rows = by_hand(case)
+    scores = Sensitivity(ridge=RIDGE, damping=DAMPING, gates=gates).score(case.group, case.seen())
+    order, losses, rows = by_hand(case, gates)
     if rows == 1:
         assert scores.argsort().tolist() == order
     assert (scores[order].diff() > 0).all()
@@ -144,7 +160,16 @@ def test_ascending_is_strict_and_changes_nothing_else():
     torch.testing.assert_close(found, slopes, rtol=1e-15, atol=1e-300)
 
 
-@pytest.mark.parametrize("name", ["ridge", "damping"])
+def test_a_head_that_is_always_silent_costs_nothing():
+    case = make_case("llama", "kv")
+    case.inputs["self_attn.o_proj"][:, case.group.unit_of_column == 1] = 0
+    scores = Sensitivity().score(case.group, case.seen())
+    assert int(scores.argmin()) == 1
+    assert scores[1] < 1e-300
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["ridge", "damping", "gates"])
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
 def test_options_out_of_range_are_refused(name, value):
     with pytest.raises(UserError, match=name):
