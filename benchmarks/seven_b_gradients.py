@@ -33,7 +33,7 @@ AXES = ("kv", "ffn")
 
 def memory(args: argparse.Namespace) -> dict:
     source, walk = opened(args.directory)
-    kind = "output-gradient-gram" if args.what == "sensitivity" else args.what
+    kinds = {"output-gradient-gram", "gate-gradient"} if args.what == "sensitivity" else {args.what}
     ids, start = tokens(1024), time.perf_counter()
     with TemporaryDirectory(dir=args.directory.parent) as run:
         store = Store(directory=Path(run))
@@ -42,7 +42,7 @@ def memory(args: argparse.Namespace) -> dict:
                 pass
         gathered = peak()
         estimator = ESTIMATORS.spelled(args.gradient)
-        request = gradient_request(source.binding, AXES, {kind})
+        request = gradient_request(source.binding, AXES, kinds)
         task = Task(walk=walk, ids=ids, axes=AXES, request=request, store=store, spill=args.spill)
         for _ in estimator.estimate(task):
             pass
@@ -63,7 +63,7 @@ def scored(source, store: Store) -> None:
 
     scope = Scope.of(source.binding, pruned=AXES, protected=range(1, source.binding.num_layers), round_to=1, heads=None)
     places = {"kv": "self_attn.o_proj", "ffn": "mlp.down_proj"}
-    seen = lambda layer, axis: by_type(store.load(layer, modules=[places[axis]]))  # noqa: E731
+    seen = lambda layer, axis: by_type(store.load(layer, modules=[axis, places[axis]]))  # noqa: E731
     for _ in score(source, scope, CRITERIA.create("sensitivity"), seen, standardised=False, seed=0):
         pass
 
