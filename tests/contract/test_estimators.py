@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from secateur.gradients.estimator import KINDS, Estimator, Task, gradient_reques
 from secateur.gradients.sampling import coupled_modules, load_slopes
 from secateur.gradients.weight_space import reduce_layers
 from secateur.statistics.moments import Moments
-from secateur.streaming.collect import Store, by_type
+from secateur.streaming.collect import Request, Store, by_type
 from secateur.streaming.module import ModuleSource
 from secateur.streaming.source import read_layer
 from secateur.streaming.walk import Walk
@@ -229,16 +230,38 @@ def test_an_interrupted_estimation_begins_anew_where_it_is_not_resumed_or_what_i
 
 
 @pytest.mark.parametrize("estimator", ["spsa-weights:n=2", "spsa-gates:n=2", "forward-mode:n=2"])
-def test_what_is_left_of_other_axes_is_not_gone_on_with(estimator: str, tmp_path: Path):
+@pytest.mark.parametrize(("stop", "resume"), [(1, True), (2, True), (3, False)])
+def test_what_is_left_of_other_axes_is_not_gone_on_with(estimator: str, stop: int, resume: bool, tmp_path: Path):
+    """Directions are of the axes that are asked for, and so are the hidden states and the slopes."""
     model = small_model("llama")
-    fresh = stored(estimated(model, tmp_path / "fresh", estimator))
-    estimated(model, tmp_path / "used", estimator, pruned=("kv",))
-    used = task_for(model, tmp_path / "used", estimator=estimator, pruned=("group",), resume=True)
+    fresh = stored(estimated(model, tmp_path / "fresh", estimator, pruned=("group",)))
+    others = task_for(model, tmp_path / "used", estimator=estimator)
     with NoFloat32():
-        walk = ESTIMATORS.spelled(estimator).estimate(used)
-        next(walk)
+        walk = ESTIMATORS.spelled(estimator).estimate(others)
+        assert [next(walk) for _ in range(stop)]
         walk.close()
-    assert equal(fresh, stored(estimated(model, tmp_path / "used", estimator)))
+    used = stored(estimated(model, tmp_path / "used", estimator, pruned=("group",), resume=resume))
+    assert equal(fresh, {key: used[key] for key in fresh})
+
+
+@pytest.mark.parametrize("estimator", SAMPLED)
+def test_a_layer_that_was_lost_is_made_again(estimator: str, tmp_path: Path):
+    model = small_model("llama")
+    task = estimated(model, tmp_path, estimator)
+    whole = stored(task)
+    task.store.path(1).write_bytes(b"damaged")
+    assert equal(whole, stored(estimated(model, tmp_path, estimator)))
+
+
+def test_another_request_of_the_same_axes_measures_no_more(tmp_path: Path):
+    model = small_model("llama")
+    whole = stored(estimated(model, tmp_path / "whole", "spsa-weights"))
+    task = task_for(model, tmp_path / "parts", estimator="spsa-weights")
+    gates = Request(kinds={axis: frozenset({"gate-gradient"}) for axis in task.axes})
+    with NoFloat32():
+        assert [*ESTIMATORS.create("spsa-weights").estimate(replace(task, request=gates))] == [0, 1, 0, 1]
+        assert [*ESTIMATORS.create("spsa-weights").estimate(task)] == [0, 1]
+    assert equal(whole, stored(task))
 
 
 @pytest.mark.parametrize("estimator", SAMPLED)

@@ -20,6 +20,7 @@ from secateur.streaming.collect import Request, Seen
 from secateur.streaming.finite import blame, finite
 from secateur.streaming.hidden import HiddenStates, boundary, intact
 from secateur.streaming.loss import block_losses
+from secateur.streaming.memory import SHARE, free
 from secateur.streaming.source import read_layer, to_device
 from secateur.streaming.template import run_layer
 from secateur.streaming.walk import Walk
@@ -100,16 +101,18 @@ def walk_branches(
 ) -> Iterator[int]:
     """Take `number` branches through all layers and save the slopes that `end` finds in what comes out; yields each layer's number.
 
+    The branches' hidden states are spilled where the task says so, or where they would take much of the free memory.
     `run(layer, branches)` runs a layer for all branches and returns the moments of the watched modules' inputs, which are stored.
     With `task.resume` the walk goes on from the newest hidden states that an interrupted one left. `tangents`: all branches but
     the first start at zero.
     """
     walk, ids = task.walk, task.ids
     shape = (number * len(ids), ids.shape[1], task.binding.sizes["hidden"])
+    spill = task.spill or torch.Size(shape).numel() * walk.dtype.itemsize > free() // SHARE
     first = newest(task, watched) if task.resume else 0
     if not first:
         task.store.sweep()
-    with HiddenStates(shape, walk.dtype, directory=task.store.directory, spill=task.spill, name=boundary_name(task)) as hidden:
+    with HiddenStates(shape, walk.dtype, directory=task.store.directory, spill=spill, name=boundary_name(task)) as hidden:
         branches = Branches(task=task, hidden=hidden)
         if first:
             hidden.restore(first)
@@ -137,7 +140,7 @@ def newest(task: Task, watched: Request) -> int:
     """The layer that an interrupted walk can go on with; 0 if it left nothing that is whole."""
     for layer in range(task.binding.num_layers, 0, -1):
         path = boundary(task.store.directory, layer, boundary_name(task))
-        if path.is_file() and intact(path) and task.store.finished(layer, watched) == layer:
+        if intact(path) and task.store.finished(layer, watched) == layer:
             return layer
     return 0
 

@@ -7,7 +7,7 @@ No step has to be chosen and nothing cancels; what remains is that there are few
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from secateur.gradients.branches import Branches, Layer, walk_branches
 from secateur.gradients.directions import Design
 from secateur.gradients.estimator import Task
 from secateur.gradients.gate_space import GateSpace, reduce_gates
-from secateur.gradients.sampling import SAMPLED, check_count, check_design, design_of, finished, load_slopes
+from secateur.gradients.sampling import SAMPLED, check_count, check_design, design_of, finished, load_slopes, measured
 from secateur.streaming.collect import Request, Seen
 from secateur.streaming.loss import TOKENS, token_losses
 
@@ -33,7 +33,8 @@ class ForwardMode:
     seeded: ClassVar = True
     n: int = 16
     """Rounds: directions for each example."""
-    design: Literal["hadamard", "plain"] = "hadamard"
+    design: str = "hadamard"
+    """`hadamard` or `plain`, which draws every sign alone."""
     order: int | None = None
     """Of the Hadamard design, a power of two; by default the largest that samples x rounds fill."""
 
@@ -50,16 +51,14 @@ class ForwardMode:
         space, slots = GateSpace.of(task.binding, task.axes), len(task.ids) * self.n
         design = design_of(self.design, self.order, seed=task.seed, gates=space.num_gates, slots=slots)
         if not finished(task):
-            if load_slopes(task) is None:
-                yield from self._measure(task, space, design)
-            rho = load_slopes(task)
-            assert rho is not None
-            yield from reduce_gates(task, space, rho, design)
+            watched = Request.of(task.binding, task.axes, {"moments"})
+            if not measured(task, watched):
+                yield from self._measure(task, watched, space, design)
+            yield from reduce_gates(task, space, load_slopes(task), design)
         task.store.sweep()
 
-    def _measure(self, task: Task, space: GateSpace, design: Design) -> Iterator[int]:
+    def _measure(self, task: Task, watched: Request, space: GateSpace, design: Design) -> Iterator[int]:
         """Save rho[sample, round], and the moments of the readers' inputs. Branch 0 is the hidden state, the others tangents."""
-        watched = Request.of(task.binding, task.axes, {"moments"})
         wide = torch.float64 if task.walk.dtype == torch.float64 else torch.float32
 
         def run(layer: Layer, branches: Branches) -> Seen:

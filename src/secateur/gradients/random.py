@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from secateur.gradients.directions import Gaussian, generator
 from secateur.gradients.estimator import Task
@@ -30,6 +32,8 @@ class Random:
         return 1, 0
 
     def estimate(self, task: Task) -> Iterator[int]:
-        draw = generator("random", task.seed)
-        rho = torch.randn(len(task.ids), self.n, generator=draw, dtype=torch.float64)
+        rho = self.slopes(len(task.ids), task.seed)
         yield from reduce_after_clean_pass(task, rho, Gaussian(seed=task.seed))
+
+    def slopes(self, samples: int, seed: int) -> Float[Tensor, "sample query"]:
+        return torch.randn(samples, self.n, generator=generator("random", seed), dtype=torch.float64)

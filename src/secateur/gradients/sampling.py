@@ -16,6 +16,7 @@ from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.gradients.directions import Design, Hadamard, Plain
 from secateur.gradients.estimator import KINDS, Task
+from secateur.streaming.collect import Request
 from secateur.streaming.finite import finite
 from secateur.streaming.tensorfile import TensorFile, TensorWriter
 
@@ -23,24 +24,24 @@ SAMPLED = KINDS - {"output-gradient-gram"}
 """Kinds that a gradient with respect to gates or weights says something of."""
 
 
-def check_count(estimator: str, n: object) -> None:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+def check_count(estimator: str, n: int) -> None:
+    if n < 1:
         raise UserError(f"{estimator}: n={n} was given. It is the number of directions, a whole number of at least 1.")
 
 
-def check_step(estimator: str, eps: object) -> None:
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not math.isfinite(eps) or eps <= 0:
+def check_step(estimator: str, eps: float) -> None:
+    if not math.isfinite(eps) or eps <= 0:
         raise UserError(f"{estimator}: eps={eps} was given. It is the length of a step, a finite number above 0, such as 1e-3.")
 
 
-def check_design(estimator: str, design: object, order: object) -> None:
+def check_design(estimator: str, design: str, order: int | None) -> None:
     if design not in ("hadamard", "plain"):
         raise UserError(f"{estimator}: design={design} was given. Allowed: hadamard, plain.")
     if order is None:
         return
     if design == "plain":
         raise UserError(f"{estimator}: order={order} was given, but design=plain has no order. Leave one of them out.")
-    if not isinstance(order, int) or isinstance(order, bool) or order < 1 or order & (order - 1):
+    if not isinstance(order, int) or order < 1 or order & (order - 1):
         raise UserError(
             f"{estimator}: order={order} was given. A Hadamard design has an order that is a power of two: 1, 2, 4, 8, ... Leave "
             f"it out to get the largest that the number of samples times n fills."
@@ -90,12 +91,17 @@ def save_slopes(task: Task, rho: Float[Tensor, "sample query"]) -> None:
     os.replace(writer.path, _path(task))
 
 
-def load_slopes(task: Task) -> Float[Tensor, "sample query"] | None:
-    """Those that an earlier task for the same axes saved, if any."""
+def measured(task: Task, watched: Request) -> bool:
+    """An earlier task for the same axes saved its slopes, and the moments that were gathered with them."""
     try:
-        return TensorFile.open(_path(task)).read("rho") if _path(task).is_file() else None
+        load_slopes(task)
     except UserError:
-        return None
+        return False
+    return task.store.finished(task.binding.num_layers, watched) == task.binding.num_layers
+
+
+def load_slopes(task: Task) -> Float[Tensor, "sample query"]:
+    return TensorFile.open(_path(task)).read("rho")
 
 
 def _path(task: Task) -> Path:

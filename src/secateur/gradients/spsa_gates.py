@@ -9,7 +9,7 @@ tries B directions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -25,6 +25,7 @@ from secateur.gradients.sampling import (
     design_of,
     finished,
     load_slopes,
+    measured,
 )
 from secateur.streaming.collect import Request, Seen
 
@@ -40,7 +41,8 @@ class SpsaGates:
     n: int = 16
     """Rounds: directions for each example. Each costs two forward passes."""
     eps: float = 2**-5
-    design: Literal["hadamard", "plain"] = "hadamard"
+    design: str = "hadamard"
+    """`hadamard` or `plain`, which draws every sign alone."""
     order: int | None = None
     """Of the Hadamard design, a power of two; by default the largest that samples x rounds fill."""
 
@@ -57,16 +59,14 @@ class SpsaGates:
         space, slots = GateSpace.of(task.binding, task.axes), len(task.ids) * self.n
         design = design_of(self.design, self.order, seed=task.seed, gates=space.num_gates, slots=slots)
         if not finished(task):
-            if load_slopes(task) is None:
-                yield from self._measure(task, space, design)
-            rho = load_slopes(task)
-            assert rho is not None
-            yield from reduce_gates(task, space, rho, design)
+            watched = Request.of(task.binding, task.axes, {"moments"})
+            if not measured(task, watched):
+                yield from self._measure(task, watched, space, design)
+            yield from reduce_gates(task, space, load_slopes(task), design)
         task.store.sweep()
 
-    def _measure(self, task: Task, space: GateSpace, design: Design) -> Iterator[int]:
+    def _measure(self, task: Task, watched: Request, space: GateSpace, design: Design) -> Iterator[int]:
         """Save rho[sample, round], and the moments of the readers' inputs."""
-        watched = Request.of(task.binding, task.axes, {"moments"})
         wide = torch.float64 if task.walk.dtype == torch.float64 else torch.float32
 
         def run(layer: Layer, branches: Branches) -> Seen:

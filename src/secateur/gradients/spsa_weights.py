@@ -24,6 +24,7 @@ from secateur.gradients.sampling import (
     coupled_modules,
     finished,
     load_slopes,
+    measured,
 )
 from secateur.gradients.weight_space import reduce_layers
 from secateur.statistics.weight_gradient import row_blocks
@@ -55,16 +56,14 @@ class SpsaWeights:
     def estimate(self, task: Task) -> Iterator[int]:
         """Resumes within the pass over the branches and within the reduction, bit for bit."""
         if not finished(task):
-            if load_slopes(task) is None:
-                yield from self._measure(task)
-            rho = load_slopes(task)
-            assert rho is not None
-            yield from reduce_layers(task, rho, Gaussian(seed=task.seed))
+            watched = Request.of(task.binding, task.axes, {"moments"}, "coupled")
+            if not measured(task, watched):
+                yield from self._measure(task, watched)
+            yield from reduce_layers(task, load_slopes(task), Gaussian(seed=task.seed))
         task.store.sweep()
 
-    def _measure(self, task: Task) -> Iterator[int]:
+    def _measure(self, task: Task, watched: Request) -> Iterator[int]:
         """Save rho[sample, query], and the moments of every perturbed matrix's input."""
-        watched = Request.of(task.binding, task.axes, {"moments"}, "coupled")
         direction, modules, copies = Gaussian(seed=task.seed), coupled_modules(task.binding, task.axes), dict[str, Tensor]()
 
         def run(layer: Layer, branches: Branches) -> Seen:
