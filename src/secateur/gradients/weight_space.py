@@ -1,6 +1,8 @@
-"""Gradients with respect to weights, from slopes along directions that are made again row by row: never whole, for one layer at a time.
+"""Gradients with respect to weights, from slopes along directions: never whole, and for one layer at a time.
 
-g_n = mean_k rho[n, k] z_k        of sample n's summed loss; the calibration set's gradient is their sum
+    g_n = mean_k rho[n, k] z_k        of sample n's summed loss
+
+The calibration set's gradient is their sum. Directions are made again row by row, and rows are reduced to line sums at once.
 """
 
 from collections.abc import Iterator
