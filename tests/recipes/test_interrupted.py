@@ -119,6 +119,29 @@ def test_a_killed_walk_is_resumed_bit_for_bit(model: Path, place: str, finished:
     assert left == {"journal.jsonl", "lock", *statistics(home)}, "no hidden states and no half-written file stay"
 
 
+@pytest.mark.parametrize(
+    ("gradient", "place"),
+    [("backprop", "secateur.streaming.collect:Store.save:2:after"), ("backprop", "secateur.streaming.walk:Walk._run:3:before"),
+     ("spsa-gates:n=2", "secateur.streaming.hidden:HiddenStates.commit:3:after"),
+     ("spsa-weights:n=2", "secateur.streaming.collect:Store.save:2:before")],
+    ids=["back", "forward", "first pass", "second pass"],
+)  # fmt: skip
+def test_killed_gradients_are_resumed_bit_for_bit(model: Path, gradient: str, place: str) -> None:
+    home = model.parent
+    options = {"method": "fms", "gradient": gradient, "compensate": "none"}
+    secateur.prune(model, **job(model, out=home / "whole", run_dir=home / "runs"), **options)
+    kill(model, place, **job(model), **options)
+    assert not (home / "out").exists()
+    secateur.prune(model, **job(model), resume=True, **options)
+    assert plan(home / ".secateur") == plan(home / "runs")
+    assert model_files(home / "out") == model_files(home / "whole")
+    found, expected = (
+        {p.name: p.read_bytes() for p in runs.glob("*/gradient-*/*")} for runs in (home / ".secateur", home / "runs")
+    )
+    assert found == expected, "the same statistics, and nothing of the walk is left"
+    assert len([name for name in found if name.startswith("layer-")]) == LAYERS
+
+
 @pytest.mark.parametrize("spilled", [False, True])
 def test_spilled_hidden_states_are_resumed_from_alike(model: Path, spilled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     home = model.parent

@@ -38,8 +38,8 @@ from secateur.statistics.output_gradient import OutputGradientGram
 class Sensitivity:
     """Predicted rise of the loss per parameter when a unit leaves and least squares repairs the rest.
 
-    `ridge`: lam as a fraction of the mean of H's diagonal. `damping`: of the mean of F's diagonal, added to it. `gates`: the
-    exponent of the ratio in r_u^2, from 0 (F and H alone) to 1. Memory beside the statistics: two matrices [column, column],
+    `ridge`: lam as a fraction of the mean of H's diagonal. `damping`: of the mean of F's diagonal, added to it. `gates`: r_u
+    is the ratio to this power, from 0 (F and H alone) to 1. Memory beside the statistics: two matrices [column, column],
     float64 up to 8,192 columns and float32 beyond; while H is inverted, one in float64.
     """
 

@@ -31,15 +31,17 @@ class Backprop:
     def passes(self) -> tuple[int, int]:
         return 2, 1
 
+    def states(self, num_layers: int) -> int:
+        return num_layers + 2
+
     def estimate(self, task: Task) -> Iterator[int]:
         """Goes on after the last finished layer with `task.resume`; the walk forward is run again and gives the same."""
         walk, store, num_layers = task.walk, task.store, task.binding.num_layers
         layer = next((i for i in reversed(range(num_layers)) if not store.has(i, task.request)), -1)
-        goes_on = (
-            task.resume and layer < num_layers - 1 and intact(boundary(store.directory, layer + 1, "gradient"), last=False)
-        )
+        above = boundary(store.directory, layer + 1, "gradient")
+        goes_on = task.resume and 0 <= layer < num_layers - 1 and intact(above, last=False)
+        store.sweep(keep=above if goes_on else None)
         if layer < 0:
-            store.sweep()
             return
         top = layer if goes_on else num_layers - 1
         shape: Any = (*task.ids.shape, task.binding.sizes["hidden"])

@@ -24,5 +24,8 @@ class Constant:
     def passes(self) -> tuple[int, int]:
         return 1, 0
 
+    def states(self, num_layers: int) -> int:
+        return 1
+
     def estimate(self, task: Task) -> Iterator[int]:
         yield from reduce_after_clean_pass(task, torch.ones(1, 1, dtype=torch.float64), ones)

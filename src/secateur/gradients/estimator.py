@@ -58,6 +58,10 @@ class Estimator(Protocol):
         """(forward passes, backward passes) over the calibration set."""
         ...
 
+    def states(self, num_layers: int) -> int:
+        """Copies of the calibration blocks' hidden states that are held at once, in memory or in files."""
+        ...
+
 
 def gradient_request(binding: Binding, pruned: Iterable[str], kinds: Iterable[str]) -> Request:
     """Everything of these kinds that the units of the pruned axes need."""

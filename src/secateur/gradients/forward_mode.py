@@ -46,6 +46,9 @@ class ForwardMode:
         """A directional derivative counts as two forward passes."""
         return 2 * self.n + 1, 0
 
+    def states(self, num_layers: int) -> int:
+        return self.n + 1
+
     def estimate(self, task: Task) -> Iterator[int]:
         """Resumes within the pass over the branches and within the reduction, bit for bit."""
         space, slots = GateSpace.of(task.binding, task.axes), len(task.ids) * self.n

@@ -31,6 +31,9 @@ class Random:
     def passes(self) -> tuple[int, int]:
         return 1, 0
 
+    def states(self, num_layers: int) -> int:
+        return 1
+
     def estimate(self, task: Task) -> Iterator[int]:
         rho = self.slopes(len(task.ids), task.seed)
         yield from reduce_after_clean_pass(task, rho, Gaussian(seed=task.seed))

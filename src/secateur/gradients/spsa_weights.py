@@ -53,6 +53,9 @@ class SpsaWeights:
     def passes(self) -> tuple[int, int]:
         return 2 * self.n + 1, 0
 
+    def states(self, num_layers: int) -> int:
+        return 2 * self.n + 1
+
     def estimate(self, task: Task) -> Iterator[int]:
         """Resumes within the pass over the branches and within the reduction, bit for bit."""
         if not finished(task):

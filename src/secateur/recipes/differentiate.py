@@ -4,6 +4,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from secateur.criteria.criterion import Criterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk
@@ -12,7 +14,6 @@ from secateur.gradients.estimator import KINDS, Estimator, Task, statistics_byte
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory
 from secateur.settings import PruneSettings
-from secateur.streaming.backward import boundary_bytes
 from secateur.streaming.collect import Store, kinds_of
 from secateur.streaming.memory import peak
 from secateur.streaming.walk import Walk
@@ -49,7 +50,7 @@ def differentiate(job: "Job", run: RunDirectory, report: Reporter) -> tuple[Stor
     if estimator is None:
         return None, None
     request = job.gradients
-    store = Store(directory=run.path / spelled(estimator, job.settings.seed))
+    store = Store(directory=run.path / spelled(estimator, job.settings.seed, job.scope.axes))
     store.directory.mkdir(exist_ok=True)
     forwards, backwards = estimator.passes()
     record = {"estimator": repr(estimator), "forward_passes": forwards, "backward_passes": backwards}
@@ -62,8 +63,7 @@ def differentiate(job: "Job", run: RunDirectory, report: Reporter) -> tuple[Stor
         axes=job.scope.axes, request=request, store=store, seed=job.settings.seed, spill=job.fit_back.spill, resume=job.settings.resume,
     )  # fmt: skip
     check_disk({run.path: disk_of_gradients(job)})
-    steps = (forwards + backwards) * job.binding.num_layers
-    for layer in report.track(estimator.estimate(task), f"gradients by {estimator.name}", steps):
+    for layer in report.track(estimator.estimate(task), f"gradients by {estimator.name}", 2 * job.binding.num_layers):
         run.log("gradient", estimator=estimator.name, layer=layer)
     found = {**record, "peak_memory_bytes": peak()}
     run.remember(store.directory.name, found)
@@ -71,13 +71,14 @@ def differentiate(job: "Job", run: RunDirectory, report: Reporter) -> tuple[Stor
     return store, found
 
 
-def spelled(estimator: Estimator, seed: int) -> str:
-    """A directory name for an estimator with its options, and its seed if that matters."""
-    identity = json.dumps([repr(estimator), seed if estimator.seeded else None])
+def spelled(estimator: Estimator, seed: int, axes: tuple[str, ...]) -> str:
+    """A directory name for an estimator with its options; and where it draws directions, for its seed and what they span."""
+    identity = json.dumps([repr(estimator), [seed, *axes] if estimator.seeded else None])
     return f"gradient-{estimator.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def disk_of_gradients(job: "Job") -> int:
     """Bytes of the statistics of all layers, and of the hidden states and gradients on the way."""
-    between = boundary_bytes(job.hidden_shape, job.binding.num_layers if job.fit_back.spill else 0, job.dtype)
+    held = 2 * job.states if job.estimator and job.fit_back.spill else 2  # a boundary is complete before the last one goes
+    between = held * torch.Size(job.hidden_shape).numel() * job.dtype.itemsize
     return statistics_bytes(job.gradients, job.binding) * job.binding.num_layers + between

@@ -104,18 +104,23 @@ class Job:
 
     @cached_property
     def fit(self) -> Fit:
-        return self._fit(memory_of(self.request, self.binding), back=False)
+        return self._fit(memory_of(self.request, self.binding), 1)
 
     @cached_property
     def fit_back(self) -> Fit:
         """Of the walks that gradients take."""
-        return self._fit(working_bytes(self.gradients, self.binding, self.dtype), back=True)
+        return self._fit(working_bytes(self.gradients, self.binding, self.dtype), self.states)
 
-    def _fit(self, statistics: int, *, back: bool) -> Fit:
+    def _fit(self, statistics: int, states: int) -> Fit:
         return fit(
             self.binding, shape=self.hidden_shape[:2], dtype=self.dtype, stored=self.source.dtype(self.binding.embedding),
-            statistics=statistics, limit=self.limit, back=back,
+            statistics=statistics, limit=self.limit, states=states,
         )  # fmt: skip
+
+    @property
+    def states(self) -> int:
+        """Copies of the calibration blocks' hidden states that the gradient takes."""
+        return self.estimator.states(self.binding.num_layers) if self.estimator else 0
 
     @property
     def peak(self) -> int:

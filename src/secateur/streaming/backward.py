@@ -105,11 +105,6 @@ class _tapped:
                 observer(x, gradient)
 
 
-def boundary_bytes(shape: Sequence[int], num_layers: int, dtype: torch.dtype) -> int:
-    """Of all boundaries and the gradient."""
-    return (num_layers + 2) * torch.Size(shape).numel() * dtype.itemsize
-
-
 def forward_for_back(walk: Walk, ids: Tensor, hidden: HiddenStates, boundaries: Boundaries, *, layers: int) -> Iterator[int]:
     """Walk forward through the first `layers` layers and keep every boundary; yields the number of each."""
     walk.start(ids, hidden)

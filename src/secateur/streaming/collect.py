@@ -105,11 +105,11 @@ class Store:
     def num_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.directory.glob("layer-*.safetensors"))
 
-    def sweep(self, *, keep: int | None = None) -> None:
-        """Remove what an interrupted walk left besides statistics, but the hidden states before layer `keep`."""
+    def sweep(self, *, keep: Path | None = None) -> None:
+        """Remove what an interrupted walk left besides statistics, but one boundary that it goes on from."""
         for pattern in ("hidden-*.safetensors", "gradient-*.safetensors", "*.safetensors.partial"):
             for path in self.directory.glob(pattern):
-                if keep is None or path != boundary(self.directory, keep):
+                if path != keep:
                     path.unlink(missing_ok=True)
 
     def _file(self, layer: int) -> TensorFile | None:
@@ -128,7 +128,7 @@ def collect(
     """
     num_layers = walk.binding.num_layers
     first = start_of(store, num_layers, request, resume=resume)
-    store.sweep(keep=first if first < num_layers else None)
+    store.sweep(keep=boundary(store.directory, first) if first < num_layers else None)
     if first == num_layers:
         return
     shape = (*ids.shape, walk.binding.sizes["hidden"])

@@ -35,13 +35,13 @@ def fit(
     stored: torch.dtype,
     statistics: int,
     limit: int | None,
-    back: bool = False,
+    states: int = 1,
 ) -> Fit:
     """Choose for `shape` = (blocks, tokens). `statistics`: bytes of one layer's. Raises `UserError` if nothing fits in `limit`.
 
-    `back`: for a walk back, which holds a layer's graph, and all boundaries unless they are spilled.
+    `states`: copies of the hidden states that are held unless they are spilled; more than one for gradients, which hold a graph too.
     """
-    states = binding.num_layers + 2 if back else 1
+    back = states > 1
     hidden = states * shape[0] * shape[1] * binding.sizes["hidden"] * dtype.itemsize
     weights = layer_bytes(binding, dtype) + (0 if dtype == stored else layer_bytes(binding, stored))
     fixed = resident() + weights + statistics

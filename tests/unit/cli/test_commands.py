@@ -134,7 +134,8 @@ def test_runs_as_a_module() -> None:
 def test_prune_passes_every_option(recipe: Install) -> None:
     called = recipe("prune", answer={"out": "d"})
     options = {
-        "out": "d", "target-params": "5M", "method": "wanda-sp", "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global", "axes": "ffn",
+        "out": "d", "target-params": "5M", "method": "wanda-sp", "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global",
+        "axes": "ffn",
         "protect": "0-2,-1", "round-to": "64", "calibration": "a.txt", "eval": "none", "samples": "3", "seq-len": "7",
         "seed": "5", "max-memory": "2GiB", "device": "cuda:1", "dtype": "bf16", "run-dir": "r",
     }  # fmt: skip
@@ -145,7 +146,8 @@ def test_prune_passes_every_option(recipe: Install) -> None:
     assert isinstance(report, Reporter)
     assert settings.to_json() == {
         "model": "m", "out": "d", "ratio": None, "target_params": "5M", "target_size": None, "method": "wanda-sp",
-        "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global", "calibration": "a.txt", "evaluation": "none", "samples": 3, "seq_len": 7,
+        "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global",
+        "calibration": "a.txt", "evaluation": "none", "samples": 3, "seq_len": 7,
         "seed": 5, "protect": "0-2,-1", "axes": ["ffn"], "round_to": 64, "stock": True, "ridge": None, "max_memory": "2GiB",
         "device": "cuda:1", "dtype": "bf16", "run_dir": "r", "resume": True, "force": True, "dry_run": False,
         "trust_remote_code": True,

@@ -88,7 +88,7 @@ def test_sweeping_keeps_statistics_and_one_boundary(store: Store) -> None:
         hidden_states(store, layer, torch.stack([X, X]))
     (store.directory / "layer.safetensors.partial").write_text("")
     (store.directory / "identity.json").write_text("")
-    store.sweep(keep=1)
+    store.sweep(keep=boundary(store.directory, 1))
     assert {path.name for path in store.directory.iterdir()} == {
         "layer-000.safetensors",
         "hidden-001.safetensors",
