@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from seven_b import HIDDEN, opened, tokens
 
 from secateur.gradients import ESTIMATORS

@@ -134,7 +134,8 @@ def test_runs_as_a_module() -> None:
 def test_prune_passes_every_option(recipe: Install) -> None:
     called = recipe("prune", answer={"out": "d"})
     options = {
-        "out": "d", "target-params": "5M", "method": "wanda-sp", "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global",
+        "out": "d", "target-params": "5M", "method": "wanda-sp", "gradient": "spsa-gates:n=4", "compensate": "bias",
+        "allocation": "global",
         "axes": "ffn",
         "protect": "0-2,-1", "round-to": "64", "calibration": "a.txt", "eval": "none", "samples": "3", "seq-len": "7",
         "seed": "5", "max-memory": "2GiB", "device": "cuda:1", "dtype": "bf16", "run-dir": "r",
