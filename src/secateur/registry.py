@@ -68,6 +68,8 @@ class Registry(Generic[T]):
                 raise UserError(
                     f"{part!r} of {text!r} is not an option. Write {self.kind}s with options as {name}:option=value,..."
                 )
+            if option.strip() in options:
+                raise UserError(f"option {option.strip()!r} is given twice in {text!r}. Give it once.")
             options[option.strip()] = _value(value.strip())
         return self.create(name, options)
 

@@ -96,6 +96,18 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _once(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(value)) != len(value):
+        raise UserError(f"{', '.join(map(str, value))}: one of these is given twice. Give each once.")
+    return value
+
+
+def _some_text(value: str | None) -> str | None:
+    if value == "none":
+        raise UserError("a study measures perplexity, and the text for it is given as 'none'. Give a text file or a preset.")
+    return value
+
+
 def _listed(kind: Callable[[str], Any]) -> Callable[[Any], Any]:
     """Numbers from text such as `0.2,0.4`."""
     return lambda value: tuple(map(kind, value.split(","))) if isinstance(value, str) else value
@@ -126,9 +138,17 @@ Count = Annotated[str, _checked_by(parse_count)]
 Size = Annotated[str, _checked_by(parse_bytes)]
 Layers = Annotated[str, _checked_by(_layer_ranges)]
 Axes = Annotated[tuple[Axis, ...], BeforeValidator(_split), AfterValidator(_distinct)]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(value.split()) if isinstance(value, str) else value)]
-Ratios = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed(float)), Field(min_length=1)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed(int)), Field(min_length=1)]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: tuple(value.split()) if isinstance(value, str) else value),
+    AfterValidator(_once),
+]
+Ratios = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed(float)), Field(min_length=1), AfterValidator(_once)
+]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed(int)), Field(min_length=1), AfterValidator(_once)
+]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")]
 
 
@@ -163,7 +183,9 @@ class PruneSettings(Settings):
     target_params: Count | None = Field(default=None, description="parameters of the pruned model, such as 5.5B")
     target_size: Size | None = Field(default=None, description="bytes of the pruned model's weights, such as 9GiB")
     method: str = "flap"
-    gradient: str | None = Field(default=None, description="a gradient estimator; None: the method's own, or `backprop`")
+    gradient: str | None = Field(
+        default=None, min_length=1, description="a gradient estimator; None: the method's own, or `backprop`"
+    )
     compensate: Compensation | None = Field(default=None, description="None: the method's own, or `least-squares`")
     allocation: str | None = Field(default=None, description="None: the method's own, or `uniform`")
     calibration: str | None = Field(default=None, description="a text file or a preset")
@@ -221,7 +243,7 @@ class StudySettings(Settings):
     )
     seeds: Seeds = Field(default=(0, 1, 2), description="integers from 0, such as 0,1,2")
     calibration: str | None = Field(default=None, description="a text file or a preset")
-    evaluation: str | None = Field(default=None, description="a text file or a preset")
+    evaluation: Annotated[str | None, AfterValidator(_some_text)] = Field(default=None, description="a text file or a preset")
     samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
     seq_len: int = Field(default=128, ge=2, description="tokens of a sequence, 2 or more")
     device: Device = "cpu"

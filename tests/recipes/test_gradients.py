@@ -88,6 +88,10 @@ def test_one_seed_gives_one_plan_and_another_seed_another(tmp_path: Path):
         ({"method": "fms", "gradient": "spsa-weights:n=many"}, "option n is 'many'. Allowed: a whole number"),
         ({"method": "fms", "gradient": "spsa-gates:order=12"}, "power of two"),
         ({"method": "taylor:form=third"}, "third"),
+        ({"method": "minillm"}, "Did you mean mini-llm"),
+        ({"method": "mini-llm:form=third"}, "third"),
+        ({"method": "fms", "gradient": ""}, "gradient"),
+        ({"method": "fms", "gradient": "spsa-gates:n=4,n=8"}, "given twice"),
     ],
 )
 def test_what_is_refused(options: dict, told: str, tmp_path: Path):

@@ -40,7 +40,7 @@ def families() -> list[dict[str, str]]:
 def estimators() -> list[dict[str, str]]:
     from secateur.gradients import ESTIMATORS
 
-    return _described(ESTIMATORS.names())
+    return [{"name": name, "summary": _summary(place.partition(":")[0])} for name, place in ESTIMATORS.names().items()]
 
 
 def presets() -> list[dict[str, str]]:

@@ -107,6 +107,8 @@ def derivative(function: Callable[..., Tensor], at: Sequence[Tensor], along: Seq
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # the CPU's fused attention has no forward-mode rule
         try:
             return torch.func.jvp(function, tuple(at), tuple(along))[1]
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return _by_two_backwards(function, at, along)
 

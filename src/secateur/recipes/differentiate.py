@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from secateur.criteria import CRITERIA
 from secateur.criteria.criterion import Criterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk
@@ -29,9 +31,10 @@ def estimator_for(settings: PruneSettings, criterion: Criterion) -> Estimator | 
     needed = kinds_of(criterion.needs) & KINDS
     if not needed:
         if settings.gradient is not None:
+            able = [name for name in CRITERIA.names() if kinds_of(CRITERIA.create(name).needs) & KINDS]
             raise UserError(
                 f"--gradient {settings.gradient} was given, but --method {settings.method} uses no gradient. Leave it out, or "
-                f"choose a method that does: `secateur ls methods` says which."
+                f"choose a method that does: {', '.join(able)}."
             )
         return None
     estimator = ESTIMATORS.spelled(settings.gradient or DEFAULT)
@@ -56,16 +59,17 @@ def differentiate(job: "Job", run: RunDirectory, report: Reporter) -> tuple[Stor
     record = {"estimator": repr(estimator), "forward_passes": forwards, "backward_passes": backwards}
     if store.finished(job.binding.num_layers, request) == job.binding.num_layers:
         report.say(f"gradients of all layers are in {store.directory}: no walk needed")
-        return store, run.recall(store.directory.name) or {**record, "peak_memory_bytes": None}
+        return store, run.recall(store.directory.name) or {**record, "seconds": None, "peak_memory_bytes": None}
     drawn, _ = job.blocks
     task = Task(
         walk=Walk.over(job.source, device=job.device, dtype=job.dtype, tokens=job.fit_back.tokens), ids=drawn.ids,
         axes=job.scope.axes, request=request, store=store, seed=job.settings.seed, spill=job.fit_back.spill, resume=job.settings.resume,
     )  # fmt: skip
     check_disk({run.path: disk_of_gradients(job)})
+    start = time.perf_counter()
     for layer in report.track(estimator.estimate(task), f"gradients by {estimator.name}", 2 * job.binding.num_layers):
         run.log("gradient", estimator=estimator.name, layer=layer)
-    found = {**record, "peak_memory_bytes": peak()}
+    found = {**record, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak()}
     run.remember(store.directory.name, found)
     run.log("gradients", **found)
     return store, found

@@ -1,8 +1,11 @@
 """Methods that are whole recipes: a criterion with the choices its paper makes around it, each of which can be overridden."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from secateur.criteria import CRITERIA
+from secateur.errors import UserError
+from secateur.registry import did_you_mean
 from secateur.settings import PruneSettings
 
 DEEP = 16  # layers from which on a model is deep enough to keep its ends whole
@@ -41,8 +44,17 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def recipe_of(method: str) -> Recipe:
-    """The recipe of that name, or the defaults around a criterion."""
-    return RECIPES.get(method) or Recipe(summary="", method=method)
+    """The recipe of that name, its criterion with the options given; or the defaults around a criterion.
+
+    Raises `UserError` for a name that is neither.
+    """
+    name, colon, options = method.partition(":")
+    if name in RECIPES:
+        return replace(RECIPES[name], method=f"{RECIPES[name].method}{colon}{options}")
+    known = [*CRITERIA.names(), *RECIPES]
+    if name not in known:
+        raise UserError(f"unknown method {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
+    return Recipe(summary="", method=method)
 
 
 def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:

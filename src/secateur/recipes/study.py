@@ -6,8 +6,10 @@ calibration blocks as well as the estimator's directions. Controls: a random slo
 """
 
 import multiprocessing
-import time
+import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings, StudySettings
 from secateur.statistics.weight_gradient import WeightGradient
 from secateur.streaming.collect import Store
-from secateur.streaming.memory import peak
 from secateur.streaming.source import read_layer
+from secateur.version import __version__
 
 EXACT = "backprop"
 ESTIMATED = (
@@ -39,6 +41,7 @@ ESTIMATED = (
 )  # fmt: skip
 CONTROLS = ("random", "magnitude", "wanda-sp")
 COMPENSATIONS = ("none", "least-squares")
+PRUNED = "pruned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +60,14 @@ class Row:
     method: str
     gradient: str | None
     seed: int
-    spearman: dict[str, float]
-    """Axis -> mean over layers of the rank correlation of the units' scores."""
+    spearman: dict[str, float | None]
+    """Axis -> mean over layers of the rank correlation of the units' scores; None where a layer's are all equal."""
     cosine: float | None
     forward_passes: int
     backward_passes: int
-    seconds: float
-    """Of the gradient alone."""
-    peak_memory_bytes: int
+    seconds: float | None
+    """Of the gradient alone, when it was estimated."""
+    peak_memory_bytes: int | None
     perplexity: dict[str, dict[str, float]]
     """Ratio -> compensation -> perplexity after pruning."""
 
@@ -84,11 +87,15 @@ class Study:
 
 def study(settings: StudySettings, report: Reporter) -> Study:
     """Run all arms, the exact one first; a second call takes what the first one finished from its run directory."""
-    settings.out.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(settings.out)!r} cannot be made: {error.strerror}. Give another directory.") from error
     arms = [Arm(method="fms", gradient=g, seed=s) for s in settings.seeds for g in settings.estimators or ESTIMATED]
     arms += [Arm(method=m, gradient=None, seed=s) for s in settings.seeds for m in CONTROLS]
-    run = RunDirectory.make(settings.out / ".secateur", study=repr(settings.model_copy(update={"out": Path("out")})))
+    run = RunDirectory.make(settings.out / ".secateur", **_checked(settings, arms))
     found = [_remembered(settings, arm, run) for arm in report.track(arms, "studying", len(arms))]
+    shutil.rmtree(settings.out / PRUNED, ignore_errors=True)
     rows = tuple(Row(**body["row"]) for body in found)
     first = found[0]
     return Study(
@@ -97,13 +104,29 @@ def study(settings: StudySettings, report: Reporter) -> Study:
     )  # fmt: skip
 
 
+def _checked(settings: StudySettings, arms: Sequence[Arm]) -> dict[str, str]:
+    """What the results depend on. Raises `UserError` for anything that an arm would refuse, before the first one starts."""
+    jobs = [prepare(_settings(settings, arm, ratio=r)) for arm in dict.fromkeys(arms) for r in settings.ratios]
+    model, texts = jobs[0].source.fingerprint, [blocks.fingerprint for blocks in jobs[0].blocks if blocks]
+    asked = settings.model_copy(
+        update={"out": Path("out"), "seeds": (0,), "estimators": None, "calibration": None, "evaluation": None}
+    )
+    return {"study": repr(asked), "model": model, "texts": " ".join(texts), "secateur": __version__}
+
+
 def _remembered(settings: StudySettings, arm: Arm, run: RunDirectory) -> dict[str, Any]:
     key = f"{arm}"
     if known := run.recall(key):
         return known
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as fresh:
-        found = fresh.submit(run_arm, settings, arm).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as fresh:
+            found = fresh.submit(run_arm, settings, arm).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"the process of {arm.gradient or arm.method} with seed {arm.seed} was killed, perhaps for want of memory. Leave that "
+            f"estimator out, or free memory: the same command then goes on from there."
+        ) from error
     run.remember(key, found)
     return run.recall(key) or found  # as a second call finds it, to the order of its names
 
@@ -125,7 +148,7 @@ def run_arm(settings: StudySettings, arm: Arm) -> dict[str, Any]:
 
 def _settings(settings: StudySettings, arm: Arm, **options: Any) -> PruneSettings:
     return PruneSettings(
-        model=settings.model, out=settings.out / "pruned", method=arm.method, gradient=arm.gradient, seed=arm.seed, force=True,
+        model=settings.model, out=settings.out / PRUNED, method=arm.method, gradient=arm.gradient, seed=arm.seed, force=True,
         calibration=settings.calibration, evaluation=settings.evaluation, samples=settings.samples, seq_len=settings.seq_len,
         dtype=settings.dtype, device=settings.device, run_dir=settings.out / "runs", **options,
     )  # fmt: skip
@@ -134,46 +157,50 @@ def _settings(settings: StudySettings, arm: Arm, **options: Any) -> PruneSetting
 def _without(arm: Arm) -> dict[str, Any]:
     return {
         "method": arm.method, "gradient": None, "seed": arm.seed, "spearman": {}, "cosine": None, "forward_passes": 0,
-        "backward_passes": 0, "seconds": 0.0, "peak_memory_bytes": 0,
+        "backward_passes": 0, "seconds": None, "peak_memory_bytes": None,
     }  # fmt: skip
 
 
 def _gradient(settings: StudySettings, arm: Arm) -> dict[str, Any]:
-    job, store, gradients, took, seconds = _estimated(settings, arm)
-    memory = peak()
+    job, store, gradients, took = _estimated(settings, arm)
     exact_arm = Arm(method=arm.method, gradient=EXACT, seed=arm.seed)
-    exact, exact_store, exact_gradients, _, _ = _estimated(settings, exact_arm)
+    exact, exact_store, exact_gradients, _ = _estimated(settings, exact_arm)
     scores, exact_scores = scores_of(job, store, gradients, Quiet()), scores_of(exact, exact_store, exact_gradients, Quiet())
     return {
         "method": arm.method, "gradient": arm.gradient, "seed": arm.seed, "spearman": correlations(scores, exact_scores),
         "cosine": cosine(gates(job, gradients), gates(exact, exact_gradients)), "forward_passes": took["forward_passes"],
-        "backward_passes": took["backward_passes"], "seconds": seconds, "peak_memory_bytes": memory,
+        "backward_passes": took["backward_passes"], "seconds": took["seconds"], "peak_memory_bytes": took["peak_memory_bytes"],
     }  # fmt: skip
 
 
-def _estimated(settings: StudySettings, arm: Arm) -> tuple[Job, Store, Store, dict[str, Any], float]:
+def _estimated(settings: StudySettings, arm: Arm) -> tuple[Job, Store, Store, dict[str, Any]]:
     job = prepare(_settings(settings, arm, ratio=settings.ratios[0]))
     run = RunDirectory.make(job.runs, model=job.source.fingerprint, blocks=job.blocks[0].fingerprint, dtype=str(job.dtype))
     store = gather(job, run, Quiet())
-    start = time.perf_counter()
     gradients, took = differentiate(job, run, Quiet())
     if gradients is None or took is None:
         raise UserError(f"--estimators holds {arm.gradient!r}, and {arm.method} uses no gradient.")
-    return job, store, gradients, took, time.perf_counter() - start
+    return job, store, gradients, took
 
 
-def correlations(scores: Scores, exact: Scores) -> dict[str, float]:
+def correlations(scores: Scores, exact: Scores) -> dict[str, float | None]:
     """Axis -> mean over layers of Spearman's rank correlation."""
     axes = dict.fromkeys(axis for _, axis in scores)
     each = {axis: [spearman(scores[key], exact[key]) for key in scores if key[1] == axis] for axis in axes}
-    return {axis: sum(values) / len(values) for axis, values in each.items()}
+    known = {axis: [v for v in values if v is not None] for axis, values in each.items()}
+    return {axis: sum(values) / len(values) if values else None for axis, values in known.items()}
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Correlation of the ranks; NaN if all of either are equal."""
-    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
-    constant = any(bool((x == x[0]).all()) for x in (a, b))
-    return float("nan") if constant else float(torch.corrcoef(ranks)[0, 1]) if len(a) > 1 else 1.0
+def spearman(a: Tensor, b: Tensor) -> float | None:
+    """Correlation of the ranks, where equal values share the mean of theirs; None if all of either are equal."""
+    ranks = torch.stack([_ranks(x) for x in (a, b)])
+    spread = ranks.std(1) if len(a) > 1 else torch.zeros(2)
+    return float(torch.corrcoef(ranks)[0, 1]) if bool((spread > 0).all()) else None
+
+
+def _ranks(x: Tensor) -> Tensor:
+    _, which, counts = x.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[which].double()
 
 
 def gates(job: Job, gradients: Store) -> Tensor:

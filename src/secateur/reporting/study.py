@@ -1,6 +1,5 @@
 """The table of a study of gradient estimators, in Markdown. Imports no torch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -31,13 +30,13 @@ def _row(same: Sequence[Mapping[str, Any]], axes: Sequence[str], cells: Sequence
         first["method"], first["gradient"] or "-", *(_spread([row["spearman"].get(a) for row in same], 3) for a in axes),
         _spread([row["cosine"] for row in same], 3), *(_spread([row["perplexity"][r][how] for row in same], 2) for r, how in cells),
         str(first["forward_passes"]), str(first["backward_passes"]), _spread([row["seconds"] for row in same], 1),
-        f"{max(row['peak_memory_bytes'] for row in same) / MIB:.0f}",
+        _spread([row["peak_memory_bytes"] and row["peak_memory_bytes"] / MIB for row in same], 0),
     ]  # fmt: skip
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
     """Mean (smallest to largest); a dash where there is nothing to say."""
-    known = [v for v in values if v is not None and not math.isnan(v)]
+    known = [v for v in values if v is not None]
     if not known:
         return "-"
     low, high, middle = (f"{v:.{digits}f}" for v in (min(known), max(known), mean(known)))
