@@ -5,9 +5,12 @@ import torch
 
 from secateur.errors import UserError
 from secateur.statistics import ACCUMULATORS, STATISTICS
+from secateur.statistics.gate_gradient import GateGradient
+from secateur.statistics.output_gradient import OutputGradientGram
 from secateur.statistics.statistic import Accumulator, Statistic
+from secateur.statistics.weight_gradient import WeightFisher, WeightGradient
 
-EVERY = pytest.mark.parametrize("name", sorted(STATISTICS.names()))
+EVERY = pytest.mark.parametrize("name", sorted(ACCUMULATORS.names()))
 CHANNELS = 11
 
 
@@ -75,3 +78,36 @@ def test_one_bad_value_is_found_in_any_channel(name):
         with pytest.raises(UserError, match="layer 9"):
             gather(name, x).require_finite("layer 9")
     gather(name, tokens(20)).require_finite("layer 9")
+
+
+def gradient_findings() -> list:
+    generator = torch.Generator().manual_seed(3)
+    lines = [torch.rand(5, dtype=torch.float64, generator=generator) for _ in range(4)]
+    return [
+        GateGradient.of(torch.randn(6, 5, generator=generator)), OutputGradientGram.of(torch.randn(6, 5, generator=generator)),
+        WeightGradient(*lines), WeightFisher(*lines),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("found", gradient_findings(), ids=lambda found: found.kind)
+def test_what_gradients_are_reduced_to_is_saved_and_checked(found):
+    assert STATISTICS[found.kind] is type(found)
+    tensors = found.to_tensors()
+    again = type(found).from_tensors(tensors)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(found, again, strict=True))
+    assert found.require_finite("layer 9") is found
+    for name in [name for name, x in tensors.items() if x.is_floating_point()]:
+        spoiled = {k: x.clone() for k, x in tensors.items()}
+        spoiled[name].view(-1)[-1] = float("nan")
+        with pytest.raises(UserError, match="layer 9"):
+            type(found).from_tensors(spoiled).require_finite("layer 9")
+
+
+def test_gate_gradients_and_output_gradients_add_up():
+    t = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for kind in (GateGradient, OutputGradientGram):
+        whole, parts = kind.of(t), kind.of(t[:4]) + (kind.of(t[4:5]) + kind.of(t[5:]))
+        assert type(parts) is kind
+        assert whole[0] == parts[0] == 9
+        for a, b in zip(whole[1:], parts[1:], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
