@@ -6,7 +6,7 @@ the sum of its parts'.
     t_n = mean_r rho[n, r] d_nr        of sample n, d_nr the signs of its gates in round r
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +21,10 @@ from secateur.gradients.branches import Change
 from secateur.gradients.directions import Design
 from secateur.gradients.estimator import Task, lines_are_columns, oriented, reader_of, unit_of_column
 from secateur.gradients.lifting import lifted_fisher, lifted_gradient, no_fisher, no_gradient
+from secateur.gradients.sampling import finished, load_slopes, measured
 from secateur.statistics.gate_gradient import GateGradient, unit_gates
 from secateur.statistics.weight_gradient import ELEMENTS
+from secateur.streaming.collect import Request
 from secateur.streaming.source import read_layer, to_device
 
 
@@ -68,6 +70,20 @@ def gate_gradients(rho: Float[Tensor, "sample round"], design: Design, layer: in
     for slots in torch.arange(rho.numel()).split(max(1, ELEMENTS // gates)):
         total.index_add_(0, slots // rounds, rho.flatten()[slots, None] * design(slots, layer))
     return total / rounds
+
+
+# Saves the slopes of a task along a design's directions, and the moments of the watched modules' inputs.
+Measure = Callable[[Task, Request, GateSpace, Design], Iterator[int]]
+
+
+def estimate_gates(task: Task, space: GateSpace, design: Design, measure: Measure) -> Iterator[int]:
+    """Both passes, or what an earlier task left to do of them."""
+    if not finished(task):
+        watched = Request.of(task.binding, task.axes, {"moments"})
+        if not measured(task, watched):
+            yield from measure(task, watched, space, design)
+        yield from reduce_gates(task, space, load_slopes(task), design)
+    task.store.sweep()
 
 
 def reduce_gates(task: Task, space: GateSpace, rho: Float[Tensor, "sample round"], design: Design) -> Iterator[int]:

@@ -16,16 +16,13 @@ import torch
 from secateur.gradients.branches import Branches, Change, Layer, sides, two_sided, walk_branches
 from secateur.gradients.directions import Design
 from secateur.gradients.estimator import Task
-from secateur.gradients.gate_space import GateSpace, reduce_gates
+from secateur.gradients.gate_space import GateSpace, estimate_gates
 from secateur.gradients.sampling import (
     SAMPLED,
     check_count,
     check_design,
     check_step,
     design_of,
-    finished,
-    load_slopes,
-    measured,
 )
 from secateur.streaming.collect import Request, Seen
 
@@ -61,12 +58,7 @@ class SpsaGates:
         """Resumes within the pass over the branches and within the reduction, bit for bit."""
         space, slots = GateSpace.of(task.binding, task.axes), len(task.ids) * self.n
         design = design_of(self.design, self.order, seed=task.seed, gates=space.num_gates, slots=slots)
-        if not finished(task):
-            watched = Request.of(task.binding, task.axes, {"moments"})
-            if not measured(task, watched):
-                yield from self._measure(task, watched, space, design)
-            yield from reduce_gates(task, space, load_slopes(task), design)
-        task.store.sweep()
+        yield from estimate_gates(task, space, design, self._measure)
 
     def _measure(self, task: Task, watched: Request, space: GateSpace, design: Design) -> Iterator[int]:
         """Save rho[sample, round], and the moments of the readers' inputs."""
