@@ -55,9 +55,9 @@ def test_what_an_arm_would_refuse_is_refused_first(tmp_path: Path):
     for more, told in (
         (["--estimators", "backprop spsa-gate"], "Did you mean spsa-gates"),
         (["--estimators", "backprop backprop"], "given twice"),
-        (["--estimators", "backprop spsa-gates:n=0"], "n"),
-        (["--ratios", "0.3,1.5"], "ratios"),
-        (["--ratios", "0.99"], "can"),
+        (["--estimators", "backprop spsa-gates:n=0"], "n=0 was given"),
+        (["--ratios", "0.3,1.5"], "1.5"),
+        (["--ratios", "0.99"], "parameters must leave"),
         (["--seeds", "0,0"], "given twice"),
         (["--eval", "none"], "measures perplexity"),
     ):

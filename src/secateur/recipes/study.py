@@ -106,7 +106,10 @@ def study(settings: StudySettings, report: Reporter) -> Study:
 
 def _checked(settings: StudySettings, arms: Sequence[Arm]) -> dict[str, str]:
     """What the results depend on. Raises `UserError` for anything that an arm would refuse, before the first one starts."""
-    jobs = [prepare(_settings(settings, arm, ratio=r)) for arm in dict.fromkeys(arms) for r in settings.ratios]
+    first, *others = settings.ratios
+    jobs = [prepare(_settings(settings, arm, ratio=first)) for arm in arms if arm.seed == settings.seeds[0]]
+    for ratio in others:  # a ratio is met or not whatever the arm
+        prepare(_settings(settings, arms[0], ratio=ratio))
     model, texts = jobs[0].source.fingerprint, [blocks.fingerprint for blocks in jobs[0].blocks if blocks]
     asked = settings.model_copy(
         update={"out": Path("out"), "seeds": (0,), "estimators": None, "calibration": None, "evaluation": None}
