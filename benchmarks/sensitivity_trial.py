@@ -34,7 +34,7 @@ from secateur.recipes.opening import open_model
 from secateur.streaming.collect import Request, Store, by_type, collect
 from secateur.streaming.walk import Walk
 from secateur.surgery.compensations import COMPENSATIONS
-from secateur.surgery.rebuild import Rebuild, masked_readers
+from secateur.surgery.rebuild import Rebuild, masked
 
 GRADIENTS = ("gate-gradient", "weight-gradient", "output-gradient-gram")
 AXES = ("kv", "ffn")
@@ -99,7 +99,7 @@ class Trial:
         )  # fmt: skip
         replaced = {}
         for layer in range(self.binding.num_layers):
-            for name, value in masked_readers(rebuild, layer, dict(rebuild.layer(layer))).items():
+            for name, value in masked(rebuild, layer, dict(rebuild.layer(layer))).items():
                 replaced[self.binding.layer_name(layer, name)] = value
         return measure(self.walk(Masked(self.source, replaced)), self.held).perplexity
 

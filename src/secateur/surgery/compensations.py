@@ -14,5 +14,6 @@ COMPENSATIONS: "Registry[Compensation]" = Registry(
         "none": "secateur.surgery.compensate:NoCompensation",
         "bias": "secateur.surgery.compensate:BiasCompensation",
         "least-squares": "secateur.surgery.compensate:LeastSquares",
+        "sequential": "secateur.surgery.sequential:Sequential",
     },
 )

@@ -30,6 +30,8 @@ class Rebuild:
     plan: Plan
     compensation: Compensation
     seen: SeenOf
+    rewritten: Callable[[int], Mapping[str, Tensor]] = lambda layer: {}
+    """The weights of a layer that were refitted, by relative name; they replace the sliced and compensated ones."""
 
     def sizes(self, layer: int) -> dict[str, int]:
         return self.plan.layer_sizes(layer)
@@ -45,7 +47,7 @@ class Rebuild:
 
     def layer(self, layer: int) -> Iterator[tuple[str, Tensor]]:
         """(relative name, weight) of every weight of one layer of the result."""
-        kept = self.plan.layers[layer]
+        kept, rewritten = self.plan.layers[layer], self.rewritten(layer)
         readers = {n: axis for axis in kept for n in self.target.readers(axis)}
         # Query heads and kv heads share a reader; it is compensated once, for both.
         paired = {_bias(n) for n in readers} & set(self.target.layer)
@@ -53,7 +55,12 @@ class Rebuild:
             if name in paired:
                 continue
             full = self.target.layer_name(layer, name)
-            if name in readers:
+            if name in rewritten:
+                yield name, rewritten[name]
+                if name in readers and _bias(name) in paired:
+                    bias = rewritten.get(_bias(name))
+                    yield _bias(name), self._read_bias(layer, name) if bias is None else bias
+            elif name in readers:
                 yield from self._compensated(layer, name, kept)
             elif name in self.source.binding.layer:
                 yield name, self._sliced(full, name, kept)
@@ -108,12 +115,16 @@ class Rebuild:
         return self.source.dtype(name if known else name.removesuffix(".bias") + ".weight")
 
 
-def masked_readers(rebuild: Rebuild, layer: int, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The layer's readers and their biases as the *original* shapes hold them: dropped units zero, kept ones compensated.
+def masked(rebuild: Rebuild, layer: int, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is new in a layer, as the *original* shapes hold it: readers with zeros for dropped units, and what was refitted.
 
     Independent of `axes.select`: built from boolean masks, so that it can check what that did.
     """
     target, kept, out = rebuild.target, rebuild.plan.layers[layer], {}
+    for name in rebuild.rewritten(layer):
+        out[name] = rebuild.source.read(target.layer_name(layer, name)).clone()
+        places = [axes.kept_mask(dim, target.sizes, kept).nonzero().flatten() for dim in target.layer[name].dims]
+        out[name][torch.meshgrid(*places, indexing="ij")] = new[name].to(out[name].dtype)
     for name in {n for axis in kept for n in target.readers(axis)}:
         spec = target.layer[name]
         d = min(spec.inputs)

@@ -11,7 +11,7 @@ from secateur.errors import UserError
 from secateur.streaming.finite import blame, finite
 from secateur.streaming.source import read_layer, to_device
 from secateur.streaming.template import Template, run_layer
-from secateur.surgery.rebuild import Rebuild, masked_readers
+from secateur.surgery.rebuild import Rebuild, masked
 
 FULL_PRECISION_LAYER = 256 << 20  # bytes of a layer in float32 up to which the check computes in float32
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -46,7 +46,7 @@ class Verifier:
         for name, spec in target.layer.items():
             if name not in source:  # a bias that only the result has
                 whole[name] = torch.zeros(axes.shape(spec, target.sizes), dtype=new[name].dtype)
-        whole |= masked_readers(self.rebuild, layer, new)
+        whole |= masked(self.rebuild, layer, new)
         whole = to_device(whole, self.device, self.dtype)
         expected = run_layer(target, target.layer_module(layer), whole, self.hidden, call)
         del whole
