@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from secateur.recipes.evaluate import EvalResult
     from secateur.recipes.prune import Forecast, PruneResult
-    from secateur.settings import Axis, Bos, Compensation, Dtype
+    from secateur.settings import Axis, Bos, Dtype, Effort
 
 
 class PruneOptions(TypedDict, total=False):
@@ -27,9 +27,10 @@ class PruneOptions(TypedDict, total=False):
     ratio: float | None
     target_params: str | None
     target_size: str | None
-    method: str
+    method: str | None
+    effort: "Effort | None"
     gradient: str | None
-    compensate: "Compensation | None"
+    compensate: str | None
     allocation: str | None
     calibration: str | None
     evaluation: str | None

@@ -22,7 +22,7 @@ from secateur.registry import did_you_mean
 Axis = Literal["kv", "ffn", "group"]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 Bos = Literal["auto", "none", "each"]
-Compensation = Literal["none", "bias", "least-squares"]
+Effort = Literal["fast", "balanced", "best"]
 
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 BYTES = {"": 1, "B": 1} | {
@@ -182,11 +182,12 @@ class PruneSettings(Settings):
     )
     target_params: Count | None = Field(default=None, description="parameters of the pruned model, such as 5.5B")
     target_size: Size | None = Field(default=None, description="bytes of the pruned model's weights, such as 9GiB")
-    method: str = "flap"
+    method: str | None = Field(default=None, min_length=1, description="a criterion or a recipe; None: what `effort` chooses")
+    effort: Effort | None = Field(default=None, description="None: `balanced`, unless a method is given")
     gradient: str | None = Field(
         default=None, min_length=1, description="a gradient estimator; None: the method's own, or `backprop`"
     )
-    compensate: Compensation | None = Field(default=None, description="None: the method's own, or `least-squares`")
+    compensate: str | None = Field(default=None, min_length=1, description="None: the method's own, or `least-squares`")
     allocation: str | None = Field(default=None, description="None: the method's own, or `uniform`")
     calibration: str | None = Field(default=None, description="a text file or a preset")
     evaluation: str | None = Field(default=None, description="a text file, a preset, or `none`")
@@ -222,10 +223,10 @@ class PruneSettings(Settings):
             raise UserError(
                 "no output directory was given. Say where the pruned checkpoint goes with `out`, or ask for a `dry_run`."
             )
-        if self.ridge is not None and self.compensate not in (None, "least-squares"):
+        if self.method is not None and self.effort is not None:
             raise UserError(
-                f"ridge = {self.ridge!r} has no effect with compensate = {self.compensate!r}. It belongs to "
-                f"'least-squares': choose that, or leave out the ridge."
+                f"method = {self.method!r} and effort = {self.effort!r} were given, and an effort is a choice of method. Give one "
+                f"of them."
             )
         return self
 

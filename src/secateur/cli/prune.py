@@ -16,23 +16,28 @@ Ratio = Annotated[
 ]
 TargetParams = Annotated[str | None, Option(help="Parameters of the pruned model, such as 5.5B.", rich_help_panel=TARGET)]
 TargetSize = Annotated[str | None, Option(help="Bytes of the pruned model's weights, such as 9GiB.", rich_help_panel=TARGET)]
+Effort = Annotated[
+    Literal["fast", "balanced", "best"] | None,
+    Option(help="How much work goes into choosing and repairing. [default: balanced]", rich_help_panel=METHOD),
+]
 Method = Annotated[
-    str,
-    Option(
-        help="Criterion that scores the units, options as flap:metric=wifn.",
-        rich_help_panel=METHOD,
-    ),
+    str | None,
+    Option(help="Another criterion or recipe instead, options as flap:metric=wifn; see `secateur ls`.", rich_help_panel=METHOD),
 ]
 Gradient = Annotated[
     str | None,
     Option(help="Estimator for methods that need a gradient, as spsa-gates:n=64. [default: backprop]", rich_help_panel=METHOD),
 ]
 Compensate = Annotated[
-    Literal["none", "bias", "least-squares"] | None,
-    Option(help="How the readers of the pruned units make up for them. [default: least-squares]", rich_help_panel=METHOD),
+    str | None,
+    Option(
+        help="How what stays makes up for what leaves: none, bias, least-squares or sequential. [default: the method's own]",
+        rich_help_panel=METHOD,
+    ),
 ]
 Allocation = Annotated[
-    str | None, Option(help="How layers share the budget: uniform or global. [default: uniform]", rich_help_panel=METHOD)
+    str | None,
+    Option(help="How layers share the budget: uniform or global. [default: the method's own]", rich_help_panel=METHOD),
 ]
 Axes = Annotated[str, Option(help="What may leave: kv heads, ffn channels, group (query heads).", rich_help_panel=METHOD)]
 Protect = Annotated[str | None, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]
@@ -62,7 +67,8 @@ def prune(
     ratio: Ratio = None,
     target_params: TargetParams = None,
     target_size: TargetSize = None,
-    method: Method = "flap",
+    effort: Effort = None,
+    method: Method = None,
     gradient: Gradient = None,
     compensate: Compensate = None,
     allocation: Allocation = None,

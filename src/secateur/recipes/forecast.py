@@ -1,12 +1,13 @@
 """What a job would take and give, from headers and tables alone; and what any ratio would mean for a model."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from secateur import axes
 from secateur.allocation.choose import counts, layer_sizes
 from secateur.allocation.uniform import Uniform
 from secateur.export.huggingface import disk_free
@@ -16,9 +17,12 @@ from secateur.recipes.flops import flops_per_token
 from secateur.recipes.job import Job
 from secateur.streaming.collect import disk_of, memory_of
 from secateur.surgery.compensate import LeastSquares
+from secateur.surgery.sequential import Sequential
 
 OVERHEAD = 0.75  # share of the matrix products' rate that a walk reaches (docs/benchmarks.md)
 HEAD_TOKENS = 512
+REFITS = 4  # runs of a layer while it is refitted, most of them whole
+FACTORS = 5  # ridges that are tried for a matrix, and the one that is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,8 @@ def forecast(job: Job) -> Forecast:
     gone = job.block_parameters - sum(parameters(job.target.layer.values(), s) for s in sizes)
     width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
     walks = int(bool(job.request.kinds)) + (0 if job.settings.evaluation == "none" else 2)
+    refits = isinstance(job.compensation, Sequential)
+    walks += refits
     forwards, backwards = job.estimator.passes() if job.estimator else (0, 0)
     walks += forwards + backwards
     tokens = job.settings.samples * job.settings.seq_len
@@ -71,14 +77,17 @@ def forecast(job: Job) -> Forecast:
         tokens * flops_per_token(binding, dense, head=False) * max(walks + backwards, 1) / (_rate(job, job.dtype) * OVERHEAD)
     )
     seconds += _compensating(job, kept, tokens)
+    if refits:
+        seconds += _refitting(job, sizes, tokens)
     return Forecast(
-        model=job.settings.model, method=job.settings.method, compensate=job.compensation.name, allocation=job.allocator.name,
+        model=job.settings.model, method=job.settings.method or "", compensate=job.compensation.name, allocation=job.allocator.name,
         ratio=job.budget / job.block_parameters, ratio_reached=1 - left / job.block_parameters, parameters_before=source.num_parameters,
         parameters_after=source.num_parameters - gone, bytes_before=source.num_bytes, bytes_after=out,
         flops_per_token_before=flops_per_token(binding, dense), flops_per_token_after=flops_per_token(binding, sizes),
         widths=names, stock=job.shape.stock, notes=job.shape.notes + job.shape.reasons, walks=walks,
         peak_memory_bytes=max(job.peak, job.fit.peak - memory_of(job.request, binding) + solve),
-        disk_bytes=out + disk_of(job.request, binding) + hidden + (disk_of_gradients(job) if job.estimator else 0),
+        disk_bytes=out + disk_of(job.request, binding) + hidden + (disk_of_gradients(job) if job.estimator else 0)
+        + (out + hidden if refits else 0),
         disk_free_bytes=disk_free(job.runs), seconds=seconds,
     )  # fmt: skip
 
@@ -100,6 +109,19 @@ def _compensating(job: Job, kept: Mapping[Any, int], tokens: int) -> float:
         for width, stays in _readers(job, kept, layer):
             flops += tokens * width**2 + 2 * (stays**3 / 3 + 4 * job.binding.sizes["hidden"] * stays**2)
     return flops / _rate(job, torch.float32)
+
+
+def _refitting(job: Job, sizes: Sequence[Mapping[str, int]], tokens: int) -> float:
+    """Seconds of the runs of both models' layers (`REFITS` of each) and of the regressions, some `FACTORS` for each stage."""
+    binding = job.binding
+    dense = flops_per_token(binding, [binding.sizes] * binding.num_layers, head=False)
+    runs = REFITS * tokens * (dense + flops_per_token(binding, sizes, head=False)) / (_rate(job, job.dtype) * OVERHEAD)
+    flops = 0.0
+    for spec in binding.layer.values():
+        if len(spec.dims) == 2:
+            high, wide = axes.shape(spec, sizes[job.scope.layers[0]])[:: 1 if 1 in spec.inputs else -1]
+            flops += 2 * tokens * wide * high + FACTORS * 2 * (wide**3 / 3 + 3 * high * wide**2)
+    return runs + flops * binding.num_layers / _rate(job, torch.float32)
 
 
 def _readers(job: Job, kept: Mapping[Any, int], layer: int) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """A pruning job, made ready: everything that can be decided or refused before anything expensive starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from secateur.errors import UserError
 from secateur.export.huggingface import check_output
 from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
 from secateur.families.binding import Binding, bind
-from secateur.gradients.estimator import KINDS, Estimator, gradient_request, working_bytes
+from secateur.gradients.estimator import KINDS, Estimator, gradient_request
+from secateur.gradients.estimator import working_bytes as gradient_bytes
 from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import DEFAULT_TEXT, check_length, open_device, open_model
 from secateur.recipes.presets import recipe_of, resolved
@@ -30,6 +31,8 @@ from secateur.streaming.collect import Request, kinds_of, memory_of
 from secateur.streaming.memory import Fit, fit
 from secateur.surgery.compensate import Compensation
 from secateur.surgery.compensations import COMPENSATIONS
+from secateur.surgery.refit import working_bytes
+from secateur.surgery.sequential import Sequential
 
 EVALUATED = 32_768  # tokens of the perplexity before and after; `secateur eval` takes the whole text
 
@@ -109,12 +112,18 @@ class Job:
     @cached_property
     def fit_back(self) -> Fit:
         """Of the walks that gradients take."""
-        return self._fit(working_bytes(self.gradients, self.binding, self.dtype), self.states)
+        return self._fit(gradient_bytes(self.gradients, self.binding, self.dtype), self.states)
 
-    def _fit(self, statistics: int, states: int) -> Fit:
+    @cached_property
+    def fit_refit(self) -> Fit:
+        """Of the walk that refits, at the widths that the uniform allocation leaves."""
+        sizes = layer_sizes(self.binding, counts(self.binding, self.scope, ALLOCATORS.create("uniform"), self.budget))
+        return self._fit(working_bytes(self.binding, self.source, sizes[self.scope.layers[0]]), 1, streams=2)
+
+    def _fit(self, statistics: int, states: int, streams: int = 1) -> Fit:
         return fit(
-            self.binding, shape=self.hidden_shape[:2], dtype=self.dtype, stored=self.source.dtype(self.binding.embedding),
-            statistics=statistics, limit=self.limit, states=states,
+            self.binding, shape=(streams * self.settings.samples, self.settings.seq_len), dtype=self.dtype,
+            stored=self.source.dtype(self.binding.embedding), statistics=statistics, limit=self.limit, states=states,
         )  # fmt: skip
 
     @property
@@ -125,7 +134,8 @@ class Job:
     @property
     def peak(self) -> int:
         """Bytes that the walks will have in memory at most, as far as that can be told."""
-        return max(self.fit.peak, self.fit_back.peak if self.estimator else 0)
+        refit = self.fit_refit.peak if isinstance(self.compensation, Sequential) else 0
+        return max(self.fit.peak, self.fit_back.peak if self.estimator else 0, refit)
 
     @property
     def hidden_shape(self) -> tuple[int, int, int]:
@@ -147,7 +157,7 @@ class Job:
 
 def prepare(settings: PruneSettings) -> Job:
     """Check the whole job. Raises `UserError`; nothing has been written by then."""
-    criterion = CRITERIA.spelled(recipe_of(settings.method).method)
+    criterion = CRITERIA.spelled(recipe_of(settings).method)
     device = open_device(settings.device)
     if settings.out is not None:
         _check_output(settings, settings.out)
@@ -156,9 +166,8 @@ def prepare(settings: PruneSettings) -> Job:
     )
     binding = source.binding
     settings = resolved(settings, binding.num_layers)
-    assert settings.allocation and settings.compensate
-    options = {} if settings.ridge is None else {"ridge": settings.ridge}
-    allocator, compensation = ALLOCATORS.create(settings.allocation), COMPENSATIONS.create(settings.compensate, options)
+    assert settings.allocation
+    allocator, compensation = ALLOCATORS.create(settings.allocation), _compensation(settings)
     estimator = estimator_for(settings, criterion)
     if source.layers:
         raise UserError(
@@ -184,6 +193,20 @@ def prepare(settings: PruneSettings) -> Job:
         settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
         allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator,
     )  # fmt: skip
+
+
+def _compensation(settings: PruneSettings) -> Compensation:
+    assert settings.compensate
+    if settings.ridge is None:
+        return COMPENSATIONS.spelled(settings.compensate)
+    name, _, rest = settings.compensate.partition(":")
+    if "ridge" not in (able := {f.name for f in fields(COMPENSATIONS[name]) if f.init}) or "ridge=" in rest:  # type: ignore[arg-type]
+        twice = "has a ridge already" if "ridge" in able else "has none"
+        raise UserError(
+            f"--ridge {settings.ridge} was given, and --compensate {settings.compensate} {twice}. It belongs to least-squares and "
+            f"sequential: choose one of those, and give the ridge once."
+        )
+    return COMPENSATIONS.spelled(f"{settings.compensate}{',' if rest else ':'}ridge={settings.ridge!r}")
 
 
 def _check_output(settings: PruneSettings, out: Path) -> None:

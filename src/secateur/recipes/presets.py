@@ -42,12 +42,29 @@ RECIPES: Mapping[str, Recipe] = {
     ),
 }
 
+EFFORTS: Mapping[str, Recipe] = {
+    "fast": Recipe(summary="flap, uniform, least squares: one walk", method="flap"),
+    "balanced": Recipe(
+        summary="sensitivity, global, least squares: exact gradients choose", method="sensitivity", allocation="global"
+    ),
+    "best": Recipe(
+        summary="sensitivity, global, sequential: every matrix is refitted beside the dense model",
+        method="sensitivity",
+        allocation="global",
+        compensate="sequential",
+    ),
+}
+DEFAULT = "balanced"
 
-def recipe_of(method: str) -> Recipe:
-    """The recipe of that name, its criterion with the options given; or the defaults around a criterion.
 
-    Raises `UserError` for a name that is neither.
+def recipe_of(settings: PruneSettings) -> Recipe:
+    """What the method or the effort stands for: a recipe with the options given, or the defaults around a criterion.
+
+    Raises `UserError` for a method that is neither.
     """
+    method = settings.method
+    if method is None:
+        return EFFORTS[settings.effort or DEFAULT]
     name, colon, options = method.partition(":")
     if name in RECIPES:
         return replace(RECIPES[name], method=f"{RECIPES[name].method}{colon}{options}")
@@ -58,9 +75,11 @@ def recipe_of(method: str) -> Recipe:
 
 
 def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
-    """The settings with nothing left open. `method` keeps the recipe's name."""
-    recipe = recipe_of(settings.method)
+    """The settings with nothing left open. `method` keeps a recipe's name; instead of an effort stands what it chose."""
+    recipe = recipe_of(settings)
     given = {
+        "method": settings.method or recipe.method,
+        "effort": None,
         "compensate": settings.compensate or recipe.compensate,
         "allocation": settings.allocation or recipe.allocation,
         "protect": recipe.protect(num_layers) if settings.protect is None else settings.protect,

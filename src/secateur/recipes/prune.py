@@ -9,6 +9,7 @@ from secateur.export.stock import Shape, shape_of
 from secateur.recipes.differentiate import differentiate
 from secateur.recipes.forecast import Forecast, forecast
 from secateur.recipes.job import Job, prepare
+from secateur.recipes.refit import refit
 from secateur.recipes.result import PruneResult
 from secateur.recipes.steps import choose_plan, finish, gather, operate, perplexity, scores_of
 from secateur.reporter import Reporter
@@ -37,14 +38,16 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
         gradients, gradient = differentiate(job, run, report)
     plan = choose_plan(job, scores_of(job, store, gradients, report))
     run.write("plan.json", plan.to_dict())
+    with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
+        rewritten = refit(job, plan, run, report)
     before = perplexity(job, job.source, run, report, "evaluating the original")
     shape = shape_of(job.binding, [plan.layer_sizes(i) for i in range(len(plan.layers))], job.new_biases())
     with published(settings.out) as fresh:
-        shards, error = operate(job, plan, shape, store, fresh, report)
+        shards, error = operate(job, plan, shape, store, rewritten, fresh, report)
         written = Checkpoint.open(fresh, dtype=job.dtype, trust_remote_code=settings.trust_remote_code)
         after = perplexity(job, written, None, report, "evaluating the result")
         result = PruneResult(
-            out=str(settings.out), model=settings.model, method=settings.method, compensate=job.compensation.name,
+            out=str(settings.out), model=settings.model, method=job.settings.method or "", compensate=job.compensation.name,
             allocation=job.allocator.name, gradient=gradient, ratio=job.budget / job.block_parameters,
             ratio_reached=plan.settings["ratio_reached"], parameters_before=job.source.num_parameters,
             parameters_after=shards.num_parameters - stored_twice(job), bytes_before=job.source.num_bytes,

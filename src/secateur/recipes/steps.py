@@ -20,6 +20,7 @@ from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Store, by_type, collect, disk_of, kinds_of, start_of
 from secateur.streaming.walk import Walk
 from secateur.surgery.rebuild import Rebuild
+from secateur.surgery.refit import Rewritten
 from secateur.surgery.verify import Verifier
 from secateur.surgery.write import Shards, write
 
@@ -89,13 +90,18 @@ def choose_plan(job: Job, scores: Scores) -> Plan:
     )  # fmt: skip
 
 
-def operate(job: Job, plan: Plan, shape: Shape, store: Store, fresh: Path, report: Reporter) -> tuple[Shards, float]:
+def operate(
+    job: Job, plan: Plan, shape: Shape, store: Store, rewritten: Rewritten | None, fresh: Path, report: Reporter
+) -> tuple[Shards, float]:
     """Write and check the smaller weights and everything beside them; the largest relative error of a layer comes back."""
 
     def seen(layer: int, module: str) -> Any:
         return by_type(store.load(layer, modules=[module]))[module]
 
-    rebuild = Rebuild(source=job.source, target=job.target, plan=plan, compensation=job.compensation, seen=seen)
+    rebuild = Rebuild(
+        source=job.source, target=job.target, plan=plan, compensation=job.compensation, seen=seen,
+        rewritten=rewritten.load if rewritten else lambda layer: {},
+    )  # fmt: skip
     shards = Shards.of(rebuild, job.source)
     assert job.settings.out is not None
     check_disk({job.settings.out: shards.num_bytes})

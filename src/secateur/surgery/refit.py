@@ -11,12 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur import axes
+from secateur.axes import Sizes, Spec
 from secateur.errors import UserError
-from secateur.plan import Plan
+from secateur.families.binding import Binding
+from secateur.plan import Plan, parameters
 from secateur.streaming.collect import Store
 from secateur.streaming.finite import blame, finite
 from secateur.streaming.hidden import HiddenStates, boundary, intact
-from secateur.streaming.source import read_layer, to_device
+from secateur.streaming.source import Source, read_layer, to_device
 from secateur.streaming.template import run_layer
 from secateur.streaming.tensorfile import TensorFile, TensorWriter
 from secateur.streaming.walk import Walk
@@ -27,6 +29,7 @@ from secateur.surgery.stages import Look, Stage, added, kept_rows, later_readers
 HELD = 4
 """Every so many calibration blocks, one is held out to choose ridges."""
 DENSE, PRUNED = "hidden", "pruned"
+OVERFLOW = "the refitted layer overflows. Use --compensate least-squares, or --dtype fp32."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ class Layer:
             if not finite(dense):
                 raise blame(self.walk.source, self.number)
             if not finite(pruned):
-                raise blame(self.walk.source, self.number, "the refitted layer overflows. Use --compensate least-squares, or --dtype fp32.")
+                raise blame(self.walk.source, self.number, OVERFLOW)
             self.dense.put(a, dense)
             self.pruned.put(a, pruned)
         self.task.rewritten.save(self.number, self.changed)
@@ -216,3 +219,28 @@ class Layer:
             return computed
         whole = self.walk.source.read(self.binding.layer_name(self.number, name))
         return axes.select(whole, self.binding.layer[name], self.binding.sizes, self.kept).to(self.walk.device)
+
+
+def layer_weights(binding: Binding, source: Source, sizes: Sizes) -> int:
+    """Bytes of one layer's weights in given sizes."""
+    width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
+    return parameters(binding.layer.values(), sizes) * width
+
+
+def working_bytes(binding: Binding, source: Source, sizes: Sizes) -> int:
+    """Memory of a layer while it is refitted, beside the dense layer: the pruned one, and the largest regression.
+
+    A regression holds two Gram matrices (float32, and half of that more while they become whole), two of inputs with outputs and
+    the change (float64), and one factor (float64).
+    """
+    largest = 0
+    for spec in binding.layer.values():
+        if len(spec.dims) == 2 and spec.inputs:
+            wide, high = (parameters([_vector(spec, d)], sizes) for d in (min(spec.inputs), 1 - min(spec.inputs)))
+            largest = max(largest, 8 * wide**2 + 8 * wide**2 + 3 * 8 * wide * high)
+    return largest + layer_weights(binding, source, sizes)
+
+
+def _vector(spec: Spec, d: int) -> Spec:
+    """A spec of one dimension of another, to count its elements."""
+    return Spec(text=spec.text, dims=(spec.dims[d],), inputs=frozenset())

@@ -89,9 +89,7 @@ class Regression:
     def __post_init__(self) -> None:
         self.fit, self.held = (Sums(self.columns, sum(self.parts), self.device) for _ in range(2))
 
-    def update(
-        self, x: Float[Tensor, "token column"], r: Float[Tensor, "token out"], held: Bool[Tensor, " token"]
-    ) -> None:
+    def update(self, x: Float[Tensor, "token column"], r: Float[Tensor, "token out"], held: Bool[Tensor, " token"]) -> None:
         """`held`: tokens that choose the ridge."""
         wide = torch.promote_types(x.dtype, torch.float32)
         x, r = x.to(wide), r.to(wide)
@@ -133,7 +131,9 @@ class Regression:
         known: dict[float, list[float]] = {}
         mean_x, mean_r = self._means(self.fit)  # not the held-out tokens' own
         held = self.held
-        cross = held.cross - torch.outer(held.r, mean_x) - torch.outer(mean_r, held.x) + held.count * torch.outer(mean_r, mean_x)
+        cross = (
+            held.cross - torch.outer(held.r, mean_x) - torch.outer(mean_r, held.x) + held.count * torch.outer(mean_r, mean_x)
+        )
         base = held.squares - 2 * mean_r * held.r + held.count * mean_r.square()
 
         def errors(lam: float) -> list[float]:

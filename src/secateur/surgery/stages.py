@@ -88,7 +88,7 @@ def look(module: nn.Module, run: Run, stage: Stage, later: Iterable[str] = ()) -
 
         return hook
 
-    hooks = {name: see(name) for name in stage.modules} | {name: _silent for name in later}
+    hooks = {name: see(name) for name in stage.modules} | dict.fromkeys(later, _silent)
     stream = None
     with _hooked(module, hooks), suppress(_Enough):
         stream = run()
@@ -105,7 +105,7 @@ def added(module: nn.Module, run: Run, stage: Stage, later: Iterable[str]) -> bo
     assert base is not None
     signal = base.roll(1, -1).clone()
     signal[:, ::2] *= 2
-    hooks: dict[str, Hook] = {name: _silent for name in later}
+    hooks: dict[str, Hook] = dict.fromkeys(later, _silent)
     with _hooked(module, hooks | {stage.modules[0]: lambda x, y: signal.to(y.dtype).view_as(y)}):
         out = run()
     return float((out - base - signal).float().norm()) <= ADDED * float(signal.float().norm())
