@@ -157,7 +157,7 @@ class Regression:
 
     def _centred(self, sums: Sums, rows: slice, mean: Tensor) -> Float[Tensor, "row column"]:
         """Rows of the Gram matrix of x - mean, float64."""
-        out = sums.gram[rows].double()
+        out = sums.gram[rows].to(torch.float64, copy=True)
         if self.intercept:
             out -= torch.outer(sums.x[rows] - sums.count * mean[rows], mean) + torch.outer(mean[rows], sums.x)
         return out
@@ -185,9 +185,12 @@ class Regression:
 
 
 def lowest(error: Callable[[float], float]) -> tuple[float, float]:
-    """The ridge of least error and that error, walking down from the usual one; errors are taken to have one minimum."""
+    """The ridge of least error and that error, walking down from the usual one; errors are taken to have one minimum.
+
+    Never a ridge that errs more than no change at all.
+    """
     at = RIDGES.index(USUAL)
     for step in (1, -1):
         while 0 <= at + step < len(RIDGES) and error(RIDGES[at + step]) < error(RIDGES[at]):
             at += step
-    return RIDGES[at], error(RIDGES[at])
+    return (math.inf, 1.0) if error(RIDGES[at]) > 1 else (RIDGES[at], error(RIDGES[at]))
