@@ -33,8 +33,15 @@ def every_fourth(tokens: int) -> Tensor:
 
 
 def fitted(
-    x: Tensor, r: Tensor, held: Tensor, *, intercept: bool, parts: Sequence[int] = (), sizes: Sequence[int] = (), lam: float | None = None
-) -> list[Fitted]:  # fmt: skip
+    x: Tensor,
+    r: Tensor,
+    held: Tensor,
+    *,
+    intercept: bool,
+    parts: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+    lam: float | None = None,
+) -> list[Fitted]:
     """`sizes`: tokens of the micro-batches; all at once by default."""
     sums = Regression(columns=x.shape[1], parts=parts or [r.shape[1]], intercept=intercept, device=CPU)
     splits = list(sizes) or [len(x)]
