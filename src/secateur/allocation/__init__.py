@@ -12,6 +12,7 @@ ALLOCATORS: "Registry[Allocator]" = Registry(
     group="secateur.allocators",
     builtin={
         "uniform": "secateur.allocation.uniform:Uniform",
+        "uniform-floor": "secateur.allocation.uniform:UniformFloor",
         "global": "secateur.allocation.global_:Global",
     },
 )

@@ -2,6 +2,9 @@
 
 The axes are settled from the one with the largest units to the one with the smallest: the first ones (heads) get the count
 nearest to the uniform fraction, and the last one (MLP channels) meets what is left of the budget.
+
+Wanda-sp, FLAP's UL-UM and LLM-Pruner remove int(p H) of H heads, never more than the fraction: `uniform-floor`. Theirs lets the
+same p say how many channels leave, so that less than p leaves in all; here the channels meet the budget.
 """
 
 from collections import Counter
@@ -25,18 +28,37 @@ class Uniform:
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
         check_budget(ladders, budget)
-        by_axis: dict[str, list[Ladder]] = {}
-        for ladder in ladders:
-            by_axis.setdefault(ladder.axis, []).append(ladder)
-        coarse_first = sorted(by_axis.values(), key=lambda group: (-max(ladder.cost for ladder in group), group[0].axis))
-        return settle(coarse_first, budget)
+        return settle(coarse_first(ladders), budget)
 
 
-def settle(groups: Sequence[Sequence[Ladder]], budget: int) -> Counts:
+@dataclass(frozen=True, kw_only=True)
+class UniformFloor:
+    """As `Uniform`, but heads are rounded up: no more of them leave than the fraction says."""
+
+    name: ClassVar = "uniform-floor"
+    paper: ClassVar = "https://arxiv.org/abs/2312.11983"
+    standardised: ClassVar = False
+
+    def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
+        """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
+        check_budget(ladders, budget)
+        return settle(coarse_first(ladders), budget, floor=True)
+
+
+def coarse_first(ladders: Sequence[Ladder]) -> list[list[Ladder]]:
+    """The ladders of each axis, the axis with the largest units first."""
+    by_axis: dict[str, list[Ladder]] = {}
+    for ladder in ladders:
+        by_axis.setdefault(ladder.axis, []).append(ladder)
+    return sorted(by_axis.values(), key=lambda group: (-max(ladder.cost for ladder in group), group[0].axis))
+
+
+def settle(groups: Sequence[Sequence[Ladder]], budget: int, *, floor: bool = False) -> Counts:
     """Counts for the first axis near the uniform fraction, the other axes by recursion; the last one meets what is left.
 
     A count is passed over while the other axes cannot make up for it: when the first axis is most of the layer and has few
-    units, the nearest count may remove more than the whole budget.
+    units, the nearest count may remove more than the whole budget. `floor`: so is one that removes more than the fraction of
+    an axis which is not the last.
     """
     first, rest = groups[0], groups[1:]
     total = sum(ladder.parameters for group in groups for ladder in group)
@@ -44,14 +66,15 @@ def settle(groups: Sequence[Sequence[Ladder]], budget: int) -> Counts:
     able = sum(ladder.removable for group in rest for ladder in group)
     options = removals(first)
 
-    def order(fraction: float) -> tuple[float, float, float]:
+    def order(fraction: float) -> tuple[float, bool, float, float]:
         left = budget - options[fraction]
-        return float(max(-left, left - able, 0)), abs(options[fraction] - share), -fraction
+        over = floor and bool(rest) and options[fraction] > share + 1  # a budget is rounded to whole parameters
+        return float(max(-left, left - able, 0)), over, abs(options[fraction] - share), -fraction
 
     best = min(options, key=order)
     kept = {(ladder.layer, ladder.axis): ladder.nearest(best * ladder.size) for ladder in first}
     left = budget - options[best]
-    return {**kept, **(settle(rest, min(max(left, 0), able)) if rest else {})}
+    return {**kept, **(settle(rest, min(max(left, 0), able), floor=floor) if rest else {})}
 
 
 def removals(ladders: Sequence[Ladder]) -> dict[float, int]:

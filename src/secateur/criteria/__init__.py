@@ -23,6 +23,7 @@ CRITERIA: "Registry[Criterion]" = Registry(
         "gate-taylor": "secateur.criteria.gate_taylor:GateTaylor",
         "gate-fisher": "secateur.criteria.gate_fisher:GateFisher",
         "gblm": "secateur.criteria.gblm:Gblm",
+        "obs": "secateur.criteria.obs:Obs",
         "sensitivity": "secateur.criteria.sensitivity:Sensitivity",
     },
 )

@@ -14,7 +14,7 @@ Rows R and E are kept until there are many, and only the diagonal blocks follow 
 factorisation: the order is that of one-at-a-time elimination, at the price of matrix products.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -54,6 +54,7 @@ class Inverse:
     matrix: Float[Tensor, "column column"]
     dead: Int[Tensor, " dead"]
     """Inputs that are always zero. Here they are independent of all others."""
+    lam: float
 
     @classmethod
     def of(cls, gram: Gram, ridge: float) -> "Inverse":
@@ -63,20 +64,24 @@ class Inverse:
         for _ in range(ATTEMPTS + 1):
             matrix = gram.matrix.to(torch.float64, copy=True).div_(gram.count)
             diagonal = matrix.diagonal()
-            diagonal += ridge * diagonal.mean()
+            lam = ridge * float(diagonal.mean())
+            diagonal += lam
             diagonal[dead] = 1
             least = SINGULAR * diagonal
             # The matrix is symmetric, so its transpose is a column-major view of it, which is worked on in place.
             factor, info = matrix.mT, torch.empty(0, dtype=torch.int32, device=matrix.device)
             torch.linalg.cholesky_ex(factor, out=(factor, info))
             if not int(info) and bool((factor.diagonal().square() > least).all()):
-                return cls(matrix=torch.cholesky_inverse(factor, out=factor).mT, dead=dead)
+                return cls(matrix=torch.cholesky_inverse(factor, out=factor).mT, dead=dead, lam=lam)
             del matrix, diagonal, factor  # before the next attempt takes as much
             ridge = max(100 * ridge, 1e-10)
         raise UserError(
             f"the Gram matrix of a reader's input is not positive definite, even with a ridge of {ridge / 100:g}. "
             "Calibrate with more text, or use another method."
         )
+
+    def without_matrix(self) -> "Inverse":
+        return replace(self, matrix=self.matrix[:0, :0].clone())
 
 
 def weighted(reader: Matrix, metric: Float[Tensor, "out out"] | None, dtype: torch.dtype) -> Float[Tensor, "column column"]:
@@ -93,6 +98,11 @@ def weighted(reader: Matrix, metric: Float[Tensor, "out out"] | None, dtype: tor
                     product.addmm_(metric[at : at + ROWS, start : start + ROWS].to(dtype), w[start : start + ROWS].to(dtype))
             total.addmm_(rows.mT, product)
     return total
+
+
+def product(reader: Matrix, v: Float[Tensor, "column n"]) -> Float[Tensor, "out n"]:
+    """W V in float64, without a float64 copy of W."""
+    return torch.cat([rows.double() @ v for rows in reader.oriented.split(ROWS)])
 
 
 def eliminate(

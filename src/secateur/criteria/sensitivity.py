@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.axes import PARENT
 from secateur.criteria.criterion import Inputs, Seen
-from secateur.criteria.elimination import WIDE, Inverse, eliminate, weighted
+from secateur.criteria.elimination import product, weighted
+from secateur.criteria.path import Energy, greedy_path, path_scores
 from secateur.criteria.unit import CoupledGroup
 from secateur.errors import UserError
 from secateur.statistics.gate_gradient import GateGradient
@@ -63,22 +63,21 @@ class Sensitivity:
         """Of the dimension of loss (nats per token) over parameters."""
         reader, statistics = group.reader, seen[group.reader.module]
         gram: Gram = statistics[Gram]
-        dtype = torch.float64 if reader.oriented.shape[1] <= WIDE else torch.float32
-        inverse = Inverse.of(gram, self.ridge)
-        b, dead = inverse.matrix.to(dtype), inverse.dead
-        del inverse
-        f = statistics[OutputGradientGram].matrix.to(dtype, copy=True)
-        f.diagonal().add_(self.damping * f.diagonal().mean())
-        a = weighted(reader, f, dtype)
-        a[dead], a[:, dead] = 0, 0  # their weights act on nothing
-        trust = gate_ratio(group, a, gram, seen[group.axis][GateGradient]).pow(self.gates / 2).to(dtype)[group.unit_of_column]
-        a.mul_(trust).mul_(trust[:, None])
-        rows = group.sizes[PARENT[group.axis]] if group.axis in PARENT else 1
-        path = eliminate(a, b, group.unit_of_column, rows=rows)
-        rungs = path.cost.view(-1, rows).sum(1) / (2 * gram.count * rows * group.parameters_per_unit)
-        scores = torch.empty_like(path.cost)
-        scores[path.order] = ascending(envelope(rungs).repeat_interleave(rows))
-        return scores
+        gates: GateGradient = seen[group.axis][GateGradient]
+
+        def weigh(dtype: torch.dtype) -> tuple[Float[Tensor, "column column"], Energy]:
+            f = statistics[OutputGradientGram].matrix.to(dtype, copy=True)
+            f.diagonal().add_(self.damping * f.diagonal().mean())
+            a = weighted(reader, f, dtype)
+            trust = gate_ratio(group, a, gram, gates).pow(self.gates / 2).to(dtype)[group.unit_of_column]
+
+            def energy(v: Float[Tensor, "column n"]) -> Float[Tensor, "n n"]:
+                y = product(reader, v * trust[:, None])
+                return y.mT @ (f.double() @ y)
+
+            return a.mul_(trust).mul_(trust[:, None]), energy
+
+        return path_scores(group, greedy_path(group, gram, self.ridge, weigh), 2 * gram.count)
 
 
 def gate_ratio(
@@ -94,23 +93,3 @@ def gate_ratio(
         found = gates.squares
     predicted = predicted / gram.count
     return torch.where(predicted > 0, found.to(predicted.device) / predicted, 1.0)
-
-
-def envelope(steps: Float[Tensor, " step"]) -> Float[Tensor, " step"]:
-    """Slopes of the lower convex envelope of the running sum of equally wide steps: never descending, and of the same total."""
-    blocks: list[tuple[float, int]] = []  # (sum, number of steps)
-    for step in steps.tolist():
-        total, many = step, 1
-        while blocks and blocks[-1][0] * many >= total * blocks[-1][1]:
-            before, also = blocks.pop()
-            total, many = total + before, many + also
-        blocks.append((total, many))
-    return torch.cat([torch.full((many,), total / many, dtype=torch.float64) for total, many in blocks])
-
-
-def ascending(slopes: Float[Tensor, " step"]) -> Float[Tensor, " step"]:
-    """The slopes, strictly ascending: an equal one is the next larger float64, so that ranking gives the path's order."""
-    out: list[float] = []
-    for slope in slopes.tolist():
-        out.append(max(slope, math.nextafter(out[-1], math.inf)) if out else slope)
-    return torch.tensor(out, dtype=torch.float64)

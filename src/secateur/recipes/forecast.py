@@ -55,9 +55,9 @@ class Forecast:
 
 
 def forecast(job: Job) -> Forecast:
-    """Widths are exact for the uniform allocation, and the mean for others."""
+    """Widths are exact for the uniform allocations, and the mean for others."""
     binding, source = job.binding, job.source
-    kept = counts(binding, job.scope, Uniform(), job.budget)
+    kept = counts(binding, job.scope, Uniform() if job.allocator.standardised else job.allocator, job.budget)
     sizes = layer_sizes(binding, kept)
     left = sum(parameters(binding.layer.values(), s) for s in sizes)
     gone = job.block_parameters - sum(parameters(job.target.layer.values(), s) for s in sizes)

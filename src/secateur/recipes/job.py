@@ -177,7 +177,8 @@ def prepare(settings: PruneSettings) -> Job:
     scope = _scope(settings, binding, compensation, allocator)
     try:
         budget = _budget(settings, source, scope, new_biases(binding, compensation, scope.axes))
-        kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
+        expected = ALLOCATORS.create("uniform") if allocator.standardised else allocator
+        kept = counts(binding, scope, expected, budget)  # also refuses what cannot be met
     except UserError as error:
         hint = f" Or drop --stock, with which only {' and '.join(scope.axes)} can leave here." if settings.stock else ""
         raise UserError(f"{error}{hint}") from None

@@ -40,6 +40,46 @@ RECIPES: Mapping[str, Recipe] = {
         first=4,
         last=2,
     ),
+    "flap-paper": Recipe(
+        summary="FLAP (AL-AM): WIFV, all units of all layers in one ranking, means of what left in biases",
+        method="flap",
+        compensate="bias",
+        allocation="global",
+    ),
+    "flap-uniform-paper": Recipe(
+        summary="FLAP without its ranking between layers (UL-UM): WIFV, uniform, means of what left in biases",
+        method="flap",
+        compensate="bias",
+        allocation="uniform-floor",
+    ),
+    "wanda-sp-paper": Recipe(
+        summary="Wanda-sp as FLAP's authors compare with it: uniform, no compensation",
+        method="wanda-sp",
+        compensate="none",
+        allocation="uniform-floor",
+    ),
+    "ppsp-paper": Recipe(
+        summary="PPsp on calibration statistics alone: uniform, no compensation, first three layers of deep models kept",
+        method="ppsp",
+        compensate="none",
+        allocation="uniform-floor",
+        first=3,
+    ),
+    "magnitude-paper": Recipe(
+        summary="norms of the readers' columns, FLAP's control: uniform, no compensation",
+        method="magnitude",
+        compensate="none",
+        allocation="uniform-floor",
+    ),
+    "llm-pruner": Recipe(
+        summary="LLM-Pruner (Element^1): exact gradients, uniform, no compensation, ends of deep models kept",
+        method="taylor",
+        gradient="backprop",
+        compensate="none",
+        allocation="uniform-floor",
+        first=4,
+        last=2,
+    ),
 }
 
 EFFORTS: Mapping[str, Recipe] = {

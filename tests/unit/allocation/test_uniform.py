@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.allocation.ladder import build_ladder, removed, widths
-from secateur.allocation.uniform import Uniform
+from secateur.allocation.uniform import Uniform, UniformFloor
 
 
 def stack(layers, heads, head_cost, ffn, channel_cost=3, round_to=1):
@@ -66,3 +66,27 @@ def test_layers_of_different_sizes_keep_the_same_fraction():
 
     kept = Uniform().allocate([channels(0, 100), channels(1, 50)], 60)
     assert kept == {(0, "ffn"): 60, (1, "ffn"): 30}
+
+
+def test_floor_removes_no_more_heads_than_the_fraction():
+    """Four ninths of nine heads are four; 0.49 of them are 4.4 and 0.55 are 4.95, of which floor takes 4 and nearest 4 and 5."""
+    ladders = stack(3, 9, 100, 450, channel_cost=4)
+    total = sum(x.parameters for x in ladders)
+    for ratio, nearest in ((4 / 9, 5), (0.49, 5), (0.55, 4)):
+        budget = round(ratio * total)
+        kept = UniformFloor().allocate(ladders, budget)
+        assert kept[0, "kv"] == 5
+        assert Uniform().allocate(ladders, budget)[0, "kv"] == nearest
+        assert abs(removed(ladders, kept) - budget) <= 3 * 4 / 2
+
+
+def test_floor_takes_a_head_more_where_channels_cannot_make_up_for_it():
+    """Of ten heads 8.7 would leave, but nine channels of ten cannot make up for the ninth."""
+    ladders = stack(2, 10, 100, 10, channel_cost=10)
+    budget = 2 * 960  # of 2 * 1100
+    assert UniformFloor().allocate(ladders, budget)[0, "kv"] == 1
+
+
+def test_floor_rounds_nothing_where_there_is_one_axis():
+    ladders = [x for x in stack(2, 10, 100, 10) if x.axis == "kv"]
+    assert UniformFloor().allocate(ladders, 2 * 460)[0, "kv"] == Uniform().allocate(ladders, 2 * 460)[0, "kv"] == 5

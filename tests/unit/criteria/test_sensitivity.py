@@ -7,7 +7,8 @@ from secateur import axes
 from secateur.allocation.global_ import Global
 from secateur.allocation.ladder import build_ladder, choose
 from secateur.criteria.criterion import unit_scores
-from secateur.criteria.sensitivity import Sensitivity, ascending, envelope
+from secateur.criteria.envelope import ascending, envelope
+from secateur.criteria.sensitivity import Sensitivity
 from secateur.errors import UserError
 from secateur.plan import unit_cost
 from secateur.statistics.gram import Gram
@@ -143,7 +144,7 @@ def test_statistics_are_not_written_to():
 def test_wide_readers_are_done_in_float32_and_rank_alike(monkeypatch):
     case = make_case("llama", "ffn")
     exact = Sensitivity().score(case.group, case.seen())
-    monkeypatch.setattr("secateur.criteria.sensitivity.WIDE", 1)
+    monkeypatch.setattr("secateur.criteria.path.WIDE", 1)
     torch.testing.assert_close(Sensitivity().score(case.group, case.seen()), exact, rtol=1e-4, atol=0)
 
 
