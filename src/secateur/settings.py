@@ -190,6 +190,7 @@ class PruneSettings(Settings):
     allocation: str | None = Field(default=None, description="None: the method's own, or `uniform`")
     calibration: str | None = Field(default=None, description="a text file or a preset")
     evaluation: str | None = Field(default=None, description="a text file, a preset, or `none`")
+    allow_overlap: bool = False
     samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
     seq_len: int = Field(default=128, ge=2, description="tokens of a sequence, 2 or more")
     seed: int = Field(default=0, ge=0, lt=2**63, description="an integer from 0")
@@ -226,6 +227,10 @@ class PruneSettings(Settings):
             raise UserError(
                 f"ridge = {self.ridge!r} has no effect with compensate = {self.compensate!r}. It belongs to "
                 f"'least-squares': choose that, or leave out the ridge."
+            )
+        if self.allow_overlap and self.evaluation == "none":
+            raise UserError(
+                "allow_overlap has no effect with evaluation = 'none': nothing is evaluated. Leave one of them out."
             )
         return self
 
