@@ -34,8 +34,8 @@ FLAGS = {
     "ls": {"--json"},
     "demo": {"--json"},
     "study gradients": {
-        "--out", "--estimators", "--ratios", "--seeds", "--calibration", "--eval", "--samples", "--seq-len", "--device", "--dtype",
-        "--json",
+        "--out", "--estimators", "--ratios", "--seeds", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
+        "--device", "--dtype", "--json",
     },
 }  # fmt: skip
 
