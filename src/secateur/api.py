@@ -34,6 +34,7 @@ class PruneOptions(TypedDict, total=False):
     allocation: str | None
     calibration: str | None
     evaluation: str | None
+    allow_overlap: bool
     samples: int
     seq_len: int
     seed: int

@@ -96,23 +96,6 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
-def _once(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(value)) != len(value):
-        raise UserError(f"{', '.join(map(str, value))}: one of these is given twice. Give each once.")
-    return value
-
-
-def _some_text(value: str | None) -> str | None:
-    if value == "none":
-        raise UserError("a study measures perplexity, and the text for it is given as 'none'. Give a text file or a preset.")
-    return value
-
-
-def _listed(kind: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """Numbers from text such as `0.2,0.4`."""
-    return lambda value: tuple(map(kind, value.split(","))) if isinstance(value, str) else value
-
-
 def _distinct(value: tuple[Axis, ...]) -> tuple[Axis, ...]:
     if len(set(value)) != len(value) or not value:
         raise UserError(
@@ -138,17 +121,6 @@ Count = Annotated[str, _checked_by(parse_count)]
 Size = Annotated[str, _checked_by(parse_bytes)]
 Layers = Annotated[str, _checked_by(_layer_ranges)]
 Axes = Annotated[tuple[Axis, ...], BeforeValidator(_split), AfterValidator(_distinct)]
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: tuple(value.split()) if isinstance(value, str) else value),
-    AfterValidator(_once),
-]
-Ratios = Annotated[
-    tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed(float)), Field(min_length=1), AfterValidator(_once)
-]
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed(int)), Field(min_length=1), AfterValidator(_once)
-]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")]
 
 
@@ -191,6 +163,7 @@ class PruneSettings(Settings):
     allocation: str | None = Field(default=None, description="None: the method's own, or `uniform`")
     calibration: str | None = Field(default=None, description="a text file or a preset")
     evaluation: str | None = Field(default=None, description="a text file, a preset, or `none`")
+    allow_overlap: bool = False
     samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
     seq_len: int = Field(default=128, ge=2, description="tokens of a sequence, 2 or more")
     seed: int = Field(default=0, ge=0, lt=2**63, description="an integer from 0")
@@ -228,27 +201,11 @@ class PruneSettings(Settings):
                 f"method = {self.method!r} and effort = {self.effort!r} were given, and an effort is a choice of method. Give one "
                 f"of them."
             )
+        if self.allow_overlap and self.evaluation == "none":
+            raise UserError(
+                "allow_overlap has no effect with evaluation = 'none': nothing is evaluated. Leave one of them out."
+            )
         return self
-
-
-class StudySettings(Settings):
-    """One study of gradient estimators. `estimators` as `--gradient` takes them; None: all."""
-
-    model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
-    out: FilePath = Field(description="the directory to write")
-    estimators: Names | None = Field(
-        default=None, description="estimators separated by spaces, such as backprop spsa-gates:n=64"
-    )
-    ratios: Ratios = Field(
-        default=(0.2, 0.4, 0.5), description="fractions that leave, each above 0 and below 1, such as 0.2,0.4"
-    )
-    seeds: Seeds = Field(default=(0, 1, 2), description="integers from 0, such as 0,1,2")
-    calibration: str | None = Field(default=None, description="a text file or a preset")
-    evaluation: Annotated[str | None, AfterValidator(_some_text)] = Field(default=None, description="a text file or a preset")
-    samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
-    seq_len: int = Field(default=128, ge=2, description="tokens of a sequence, 2 or more")
-    device: Device = "cpu"
-    dtype: Dtype = "auto"
 
 
 class EvalSettings(Settings):

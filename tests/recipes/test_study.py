@@ -18,7 +18,7 @@ from tests.recipes.tiny_checkpoint import text_beside, tiny_checkpoint
 
 def asked(base: Path, *more: str) -> list[str]:
     text = str(text_beside(base / "model"))
-    options = ["--calibration", text, "--eval", text, "--samples", "4", "--seq-len", "16", "--seeds", "0,1", "--ratios", "0.3"]
+    options = ["--calibration", text, "--samples", "4", "--seq-len", "16", "--seeds", "0,1", "--ratios", "0.3"]
     return ["study", "gradients", str(base / "model"), "--out", str(base / "study"), *options, *more]
 
 
@@ -60,6 +60,7 @@ def test_what_an_arm_would_refuse_is_refused_first(tmp_path: Path):
         (["--ratios", "0.99"], "parameters must leave"),
         (["--seeds", "0,0"], "given twice"),
         (["--eval", "none"], "measures perplexity"),
+        (["--eval", str(text_beside(tmp_path / "model"))], "overlaps with the calibration text"),
     ):
         done = CliRunner().invoke(app, asked(tmp_path, *more))
         assert done.exit_code == 2, more

@@ -8,6 +8,9 @@ DATA, MACHINE = "Text", "Machine"
 
 Model = Annotated[str, Argument(metavar="MODEL", help="Directory of a checkpoint, or a hub id.", show_default=False)]
 TEXT = "FILE|FILE.jsonl:FIELD|hub:NAME|PRESET"
+AllowOverlap = Annotated[
+    bool, Option("--allow-overlap", help="Evaluate even on text that is calibrated on.", rich_help_panel=DATA)
+]
 MaxMemory = Annotated[str | None, Option(help="Hidden states beyond this go to disk, such as 2GiB.", rich_help_panel=MACHINE)]
 Device = Annotated[str, Option(help="cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
 Dtype = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from secateur.cli.options import DATA, TEXT, Device, Dtype, Json, MaxMemory, Model, TrustRemoteCode
+from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, MaxMemory, Model, TrustRemoteCode
 from secateur.cli.output import Output
 
 TARGET, METHOD, RUN = "How much leaves (exactly one)", "How it is chosen", "Run"
@@ -79,6 +79,7 @@ def prune(
     ridge: Ridge = None,
     calibration: Calibration = None,
     evaluation: Evaluation = None,
+    allow_overlap: AllowOverlap = False,
     samples: Samples = 128,
     seq_len: SeqLen = 128,
     seed: Seed = 0,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from secateur.cli.options import DATA, TEXT, Device, Dtype, Json, Model
+from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, Model
 from secateur.cli.output import Output
 
 app = typer.Typer(help="Measure what the parts of a method are worth on a model.", no_args_is_help=True)
@@ -36,6 +36,7 @@ def gradients(
     seeds: Seeds = "0,1,2",
     calibration: Calibration = None,
     evaluation: Evaluation = None,
+    allow_overlap: AllowOverlap = False,
     samples: Samples = 128,
     seq_len: SeqLen = 128,
     device: Device = "cpu",
@@ -47,7 +48,7 @@ def gradients(
     del options["json"]
     with Output(json, interrupted="The same command continues with the next estimator.") as output:
         from secateur.reporting.study import study_table
-        from secateur.settings import StudySettings
+        from secateur.trials import StudySettings
 
         settings = StudySettings(**options)
         from secateur.recipes.study import study

@@ -11,9 +11,7 @@ from secateur import plan as plans
 from secateur.allocation import ALLOCATORS
 from secateur.allocation.allocator import Allocator
 from secateur.allocation.choose import Scope, counts, layer_sizes
-from secateur.calibration.blocks import Blocks, draw_blocks, windows
-from secateur.calibration.text import Text, read_texts
-from secateur.calibration.tokens import check_vocabulary, load_tokenizer, tokenise
+from secateur.calibration.blocks import Blocks
 from secateur.criteria import CRITERIA
 from secateur.criteria.criterion import Criterion
 from secateur.errors import UserError
@@ -23,8 +21,9 @@ from secateur.families.binding import Binding, bind
 from secateur.gradients.estimator import KINDS, Estimator, gradient_request
 from secateur.gradients.estimator import working_bytes as gradient_bytes
 from secateur.recipes.differentiate import estimator_for
-from secateur.recipes.opening import DEFAULT_TEXT, check_length, open_device, open_model
+from secateur.recipes.opening import check_length, open_device, open_model
 from secateur.recipes.presets import recipe_of, resolved
+from secateur.recipes.texts import Texts, open_texts
 from secateur.settings import PruneSettings, parse_bytes, parse_count, parse_layers, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Request, kinds_of, memory_of
@@ -33,8 +32,6 @@ from secateur.surgery.compensate import Compensation
 from secateur.surgery.compensations import COMPENSATIONS
 from secateur.surgery.refit import working_bytes
 from secateur.surgery.sequential import Sequential
-
-EVALUATED = 32_768  # tokens of the perplexity before and after; `secateur eval` takes the whole text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +70,14 @@ class Job:
         return plans.parameters(self.binding.layer.values(), self.binding.sizes) * self.binding.num_layers
 
     @cached_property
-    def texts(self) -> tuple[Text, Text | None]:
-        given = self.settings.evaluation
-        calibration, evaluation = read_texts(self.settings.calibration or DEFAULT_TEXT, None if given == "none" else given)
-        return calibration, None if given == "none" else evaluation
+    def texts(self) -> Texts:
+        """Raises `UserError` for texts that cannot be used."""
+        return open_texts(self.settings, self.source)
 
-    @cached_property
+    @property
     def blocks(self) -> tuple[Blocks, Blocks | None]:
         """Calibration blocks, and evaluation windows unless none are wanted."""
-        tokenizer = load_tokenizer(self.source.directory, trust_remote_code=self.settings.trust_remote_code)
-        calibration, evaluation = self.texts
-        tokens = tokenise(calibration, tokenizer)
-        drawn = draw_blocks(tokens, samples=self.settings.samples, seq_len=self.settings.seq_len, seed=self.settings.seed)
-        check_vocabulary(drawn.ids, self.binding.sizes["vocab"])
-        if evaluation is None:
-            return drawn, None
-        most = max(EVALUATED, self.settings.seq_len)
-        held = windows(tokenise(evaluation, tokenizer, max_tokens=most), seq_len=self.settings.seq_len, max_tokens=most)
-        check_vocabulary(held.ids, self.binding.sizes["vocab"])
-        return drawn, held
+        return self.texts.drawn, self.texts.held
 
     @cached_property
     def request(self) -> Request:
@@ -308,6 +294,7 @@ def plan_settings(settings: PruneSettings) -> dict[str, Any]:
     chosen = settings.to_json()
     for name in (
         "model", "out", "run_dir", "resume", "force", "dry_run", "max_memory", "trust_remote_code", "calibration", "evaluation",
+        "allow_overlap",
     ):  # fmt: skip  # what was calibrated on is told by the fingerprint of its blocks
         chosen.pop(name)
     return chosen

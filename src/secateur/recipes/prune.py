@@ -52,7 +52,8 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
             ratio_reached=plan.settings["ratio_reached"], parameters_before=job.source.num_parameters,
             parameters_after=shards.num_parameters - stored_twice(job), bytes_before=job.source.num_bytes,
             bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
-            evaluation=held.protocol if held else None, calibration=drawn.protocol, stock=shape.stock,
+            evaluation=held.protocol if held else None, calibration=drawn.protocol,
+            overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
             load=loading(shape, settings.out), notes=shape.notes + shape.reasons, verified=error, run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
         )  # fmt: skip

@@ -25,6 +25,8 @@ class PruneResult:
     perplexity_after: float | None
     evaluation: str | None
     calibration: str
+    overlap: dict[str, Any] | None
+    """What the evaluated tokens share with the calibration text and its blocks, as `calibration.overlap` counts it."""
     stock: bool
     load: str
     notes: tuple[str, ...]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from secateur.allocation.choose import Scores
 from secateur.criteria.unit import CoupledGroup
 from secateur.errors import UserError
+from secateur.recipes.cells import cells_of, make_out, pruning, remembered
 from secateur.recipes.differentiate import differentiate
 from secateur.recipes.job import Job, prepare
 from secateur.recipes.prune import prune
@@ -27,11 +28,11 @@ from secateur.recipes.result import PruneResult
 from secateur.recipes.steps import gather, scores_of
 from secateur.reporter import Quiet, Reporter
 from secateur.runs import RunDirectory, environment
-from secateur.settings import PruneSettings, StudySettings
+from secateur.settings import PruneSettings
 from secateur.statistics.weight_gradient import WeightGradient
 from secateur.streaming.collect import Store
 from secateur.streaming.source import read_layer
-from secateur.version import __version__
+from secateur.trials import StudySettings
 
 EXACT = "backprop"
 ESTIMATED = (
@@ -87,14 +88,11 @@ class Study:
 
 def study(settings: StudySettings, report: Reporter) -> Study:
     """Run all arms, the exact one first; a second call takes what the first one finished from its run directory."""
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {str(settings.out)!r} cannot be made: {error.strerror}. Give another directory.") from error
+    make_out(settings.out)
     arms = [Arm(method="fms", gradient=g, seed=s) for s in settings.seeds for g in settings.estimators or ESTIMATED]
     arms += [Arm(method=m, gradient=None, seed=s) for s in settings.seeds for m in CONTROLS]
-    run = RunDirectory.make(settings.out / ".secateur", **_checked(settings, arms))
-    found = [_remembered(settings, arm, run) for arm in report.track(arms, "studying", len(arms))]
+    run = cells_of(settings, _checked(settings, arms), "study", estimators=None)
+    found = [remembered(run, f"{arm}", partial(_apart, settings, arm)) for arm in report.track(arms, "studying", len(arms))]
     shutil.rmtree(settings.out / PRUNED, ignore_errors=True)
     rows = tuple(Row(**body["row"]) for body in found)
     first = found[0]
@@ -104,34 +102,26 @@ def study(settings: StudySettings, report: Reporter) -> Study:
     )  # fmt: skip
 
 
-def _checked(settings: StudySettings, arms: Sequence[Arm]) -> dict[str, str]:
-    """What the results depend on. Raises `UserError` for anything that an arm would refuse, before the first one starts."""
+def _checked(settings: StudySettings, arms: Sequence[Arm]) -> Job:
+    """The first arm's job. Raises `UserError` for anything that an arm would refuse, before the first one starts."""
     first, *others = settings.ratios
     jobs = [prepare(_settings(settings, arm, ratio=first)) for arm in arms if arm.seed == settings.seeds[0]]
     for ratio in others:  # a ratio is met or not whatever the arm
         prepare(_settings(settings, arms[0], ratio=ratio))
-    model, texts = jobs[0].source.fingerprint, [blocks.fingerprint for blocks in jobs[0].blocks if blocks]
-    asked = settings.model_copy(
-        update={"out": Path("out"), "seeds": (0,), "estimators": None, "calibration": None, "evaluation": None}
-    )
-    return {"study": repr(asked), "model": model, "texts": " ".join(texts), "secateur": __version__}
+    return jobs[0]
 
 
-def _remembered(settings: StudySettings, arm: Arm, run: RunDirectory) -> dict[str, Any]:
-    key = f"{arm}"
-    if known := run.recall(key):
-        return known
+def _apart(settings: StudySettings, arm: Arm) -> dict[str, Any]:
+    """One arm in a fresh process."""
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as fresh:
-            found = fresh.submit(run_arm, settings, arm).result()
+            return fresh.submit(run_arm, settings, arm).result()
     except BrokenProcessPool as error:
         raise UserError(
             f"the process of {arm.gradient or arm.method} with seed {arm.seed} was killed, perhaps for want of memory. Leave that "
             f"estimator out, or free memory: the same command then goes on from there."
         ) from error
-    run.remember(key, found)
-    return run.recall(key) or found  # as a second call finds it, to the order of its names
 
 
 def run_arm(settings: StudySettings, arm: Arm) -> dict[str, Any]:
@@ -150,11 +140,9 @@ def run_arm(settings: StudySettings, arm: Arm) -> dict[str, Any]:
 
 
 def _settings(settings: StudySettings, arm: Arm, **options: Any) -> PruneSettings:
-    return PruneSettings(
-        model=settings.model, out=settings.out / PRUNED, method=arm.method, gradient=arm.gradient, seed=arm.seed, force=True,
-        calibration=settings.calibration, evaluation=settings.evaluation, samples=settings.samples, seq_len=settings.seq_len,
-        dtype=settings.dtype, device=settings.device, run_dir=settings.out / "runs", **options,
-    )  # fmt: skip
+    return pruning(
+        settings, out=settings.out / PRUNED, method=arm.method, gradient=arm.gradient, seed=arm.seed, force=True, **options
+    )
 
 
 def _without(arm: Arm) -> dict[str, Any]:

@@ -42,6 +42,10 @@ remains is a smaller, dense model{% if not r.stock %} that transformers alone ca
 - {{ "%.2f%%"|format(100 * r.ratio_reached) }} of the parameters of all transformer blocks were removed
   ({{ "%.2f%%"|format(100 * r.ratio) }} asked)
 - calibration: {{ r.calibration }}; seed {{ settings.seed }}
+{%- if r.overlap %}{% set shared = r.overlap.in_calibration_text_ratio %}
+- {{ "%.2f%%"|format(100 * shared) }} of the runs of {{ r.overlap.shingle_tokens }} tokens that the perplexity is of occur in the
+  calibration text{% if shared > r.overlap.allowed_ratio %}: **it was measured on text that was fitted to**{% endif %}
+{%- endif %}
 - every layer read back and compared with the original, dropped units masked: largest relative error {{ "%.1e"|format(r.verified) }}
 - made with Python {{ environment.python }}, torch {{ environment.torch }}, transformers {{ environment.transformers }}
 

@@ -26,16 +26,16 @@ MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
 FLAGS = {
     "prune": MACHINE | {
         "--out", "--ratio", "--target-params", "--target-size", "--method", "--gradient", "--compensate", "--allocation", "--axes",
-        "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--samples", "--seq-len", "--seed",
-        "--run-dir", "--resume", "--force", "--dry-run", "--json",
+        "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
+        "--seed", "--run-dir", "--resume", "--force", "--dry-run", "--json",
     },
     "eval": MACHINE | {"--text", "--seq-len", "--max-tokens", "--bos", "--json"},
     "inspect": {"--trust-remote-code", "--json"},
     "ls": {"--json"},
     "demo": {"--json"},
     "study gradients": {
-        "--out", "--estimators", "--ratios", "--seeds", "--calibration", "--eval", "--samples", "--seq-len", "--device", "--dtype",
-        "--json",
+        "--out", "--estimators", "--ratios", "--seeds", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
+        "--device", "--dtype", "--json",
     },
 }  # fmt: skip
 
@@ -137,10 +137,10 @@ def test_prune_passes_every_option(recipe: Install) -> None:
         "out": "d", "target-params": "5M", "method": "wanda-sp", "gradient": "spsa-gates:n=4", "compensate": "bias",
         "allocation": "global",
         "axes": "ffn",
-        "protect": "0-2,-1", "round-to": "64", "calibration": "a.txt", "eval": "none", "samples": "3", "seq-len": "7",
+        "protect": "0-2,-1", "round-to": "64", "calibration": "a.txt", "eval": "b.txt", "samples": "3", "seq-len": "7",
         "seed": "5", "max-memory": "2GiB", "device": "cuda:1", "dtype": "bf16", "run-dir": "r",
     }  # fmt: skip
-    flags = ["--stock", "--resume", "--force", "--trust-remote-code"]
+    flags = ["--allow-overlap", "--stock", "--resume", "--force", "--trust-remote-code"]
     done = run("prune", "m", *(part for name, value in options.items() for part in (f"--{name}", value)), *flags)
     assert done.exit_code == 0, done.output
     (settings, report), _ = called.calls[0]
@@ -148,7 +148,7 @@ def test_prune_passes_every_option(recipe: Install) -> None:
     assert settings.to_json() == {
         "model": "m", "out": "d", "ratio": None, "target_params": "5M", "target_size": None, "method": "wanda-sp",
         "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global",
-        "calibration": "a.txt", "evaluation": "none", "samples": 3, "seq_len": 7,
+        "calibration": "a.txt", "evaluation": "b.txt", "allow_overlap": True, "samples": 3, "seq_len": 7,
         "seed": 5, "protect": "0-2,-1", "axes": ["ffn"], "round_to": 64, "stock": True, "ridge": None, "max_memory": "2GiB",
         "device": "cuda:1", "dtype": "bf16", "run_dir": "r", "resume": True, "force": True, "dry_run": False,
         "trust_remote_code": True,
