@@ -39,7 +39,7 @@ class PruneOptions(TypedDict, total=False):
     seq_len: int
     seed: int
     protect: str | None
-    axes: "str | tuple[Axis, ...]"
+    axes: "str | tuple[Axis, ...] | None"
     round_to: int
     stock: bool
     ridge: float | None

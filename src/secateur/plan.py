@@ -1,4 +1,4 @@
-"""The Plan: which units of every layer stay. The only thing that passes from choosing to applying; a JSON file."""
+"""The Plan: which layers stay, and which units of each. The only thing that passes from choosing to applying; a JSON file."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -22,6 +22,7 @@ class Plan:
 
     `layers[i]` maps an axis to its kept indices, ascending; an axis that is absent stays whole. For `group` there is one tuple
     of kept positions for each kept kv head, all of equal length, because stock attention classes have one group size.
+    `dropped` are the layers that leave whole; their entry of `layers` is empty, and those after them move up in the result.
     """
 
     model_type: str
@@ -31,11 +32,27 @@ class Plan:
     layers: tuple[Kept, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    dropped: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_dropped()
         for number, kept in enumerate(self.layers):
             for axis in kept:
                 self._check(number, axis, kept)
+
+    def _check_dropped(self) -> None:
+        count, given = len(self.layers), self.dropped
+        inside = all(type(i) is int and 0 <= i < count for i in given)
+        if not inside or any(a >= b for a, b in zip(given, given[1:], strict=False)) or (given and len(given) == count):
+            raise UserError(
+                f"the plan drops the layers {list(given)} of {count}: they must be whole numbers from 0 to {count - 1}, ascending "
+                f"and distinct, and at least one layer must stay. Mend the plan, or make it anew."
+            )
+        if pruned := [i for i in given if self.layers[i]]:
+            raise UserError(
+                f"layer {pruned[0]} of the plan leaves whole, and axes of it are pruned too: {', '.join(self.layers[pruned[0]])}. "
+                f"The entry of a layer that leaves must be empty: mend the plan, or make it anew."
+            )
 
     def _check(self, number: int, axis: str, kept: Kept) -> None:
         where = f"layer {number}, axis {axis!r} of the plan"
@@ -60,9 +77,14 @@ class Plan:
         return tuple(axis for axis in axes.PRUNABLE if self.sizes.get(axis, 1) > 1)
 
     @property
+    def remaining(self) -> tuple[int, ...]:
+        """The layers that stay, ascending: a layer's position here is its number in the result."""
+        return tuple(i for i in range(len(self.layers)) if i not in self.dropped)
+
+    @property
     def uniform(self) -> bool:
-        """Every layer has the same sizes, so one configuration can describe them all."""
-        return len({tuple(sorted(self.layer_sizes(i).items())) for i in range(len(self.layers))}) == 1
+        """Every layer that stays has the same sizes, so one configuration can describe them all."""
+        return len({tuple(sorted(self.layer_sizes(i).items())) for i in self.remaining}) == 1
 
     def layer_sizes(self, layer: int) -> dict[str, int]:
         return axes.kept_sizes(self.sizes, self.layers[layer])
@@ -70,7 +92,7 @@ class Plan:
     def block_parameters(self, specs: Iterable[Spec]) -> int:
         """Parameters that stay in the whole stack, of the weights that a layer is made of."""
         specs = tuple(specs)
-        return sum(parameters(specs, self.layer_sizes(i)) for i in range(len(self.layers)))
+        return sum(parameters(specs, self.layer_sizes(i)) for i in self.remaining)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True)
@@ -79,6 +101,7 @@ class Plan:
         return {
             "format": FORMAT, "model_type": self.model_type, "fingerprint": self.fingerprint, "sizes": dict(self.sizes),
             "layers": [dict(kept) for kept in self.layers], "settings": dict(self.settings), "seed": self.seed,
+            "dropped": list(self.dropped),
         }  # fmt: skip
 
     @classmethod
@@ -90,7 +113,7 @@ class Plan:
             layers = tuple({a: _tuples(v) for a, v in kept.items()} for kept in body["layers"])
             return cls(
                 model_type=body["model_type"], fingerprint=body["fingerprint"], sizes=body["sizes"], layers=layers,
-                settings=body["settings"], seed=body["seed"],
+                settings=body["settings"], seed=body["seed"], dropped=_tuples(body.get("dropped", [])),
             )  # fmt: skip
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"not a plan written by secateur: {type(error).__name__}: {error}.") from error

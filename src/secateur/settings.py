@@ -168,7 +168,9 @@ class PruneSettings(Settings):
     seq_len: int = Field(default=128, ge=2, description="tokens of a sequence, 2 or more")
     seed: int = Field(default=0, ge=0, lt=2**63, description="an integer from 0")
     protect: Layers | None = Field(default=None, description="layers that stay whole, such as 0-2,-1; None: the method's own")
-    axes: Axes = Field(default=("kv", "ffn"), description=f"one or more of {', '.join(get_args(Axis))}")
+    axes: Axes | None = Field(
+        default=None, description=f"one or more of {', '.join(get_args(Axis))}; None: the method's own, or kv,ffn"
+    )
     round_to: int = Field(default=1, ge=1, description="a whole number, 1 or more, that every width is a multiple of")
     stock: bool = False
     ridge: float | None = Field(

@@ -12,6 +12,7 @@ from secateur.statistics.weight_gradient import WeightFisher, WeightGradient
 
 EVERY = pytest.mark.parametrize("name", sorted(ACCUMULATORS.names()))
 CHANNELS = 11
+PAIRED = {"layer-cosine"}  # gathered from what goes in and what comes out
 
 
 def tokens(count: int, seed: int = 0) -> torch.Tensor:
@@ -22,7 +23,7 @@ def gather(name: str, *blocks: torch.Tensor) -> Statistic:
     accumulator = ACCUMULATORS[name](CHANNELS, "cpu")
     assert isinstance(accumulator, Accumulator)
     for block in blocks:
-        accumulator.update(block)
+        accumulator.update(*((block.cos(), block) if name in PAIRED else (block,)))
     return accumulator.result()
 
 

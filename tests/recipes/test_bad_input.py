@@ -50,6 +50,17 @@ SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"stock": True, "allocation": "global"}, ["--stock cannot be had", "unequal sizes", "--allocation uniform"]),
     ({"stock": True, "protect": "0"}, ["--stock cannot be had", "unequal sizes", "without --protect"]),
     ({"ridge": 0.1, "compensate": "none"}, ["ridge = 0.1 has no effect", "least-squares"]),
+    ({"method": "shortgpt", "axes": "kv,ffn"}, ["--axes kv,ffn", "--method shortgpt", "whole layers leave", "Leave it out"]),
+    ({"method": "shortgpt", "allocation": "uniform"}, ["--allocation uniform", "whole layers leave", "Leave it out"]),
+    ({"method": "shortgpt", "round_to": 8}, ["--round-to 8", "whole layers leave", "Leave it out"]),
+    ({"method": "shortgpt", "compensate": "least-squares"}, ["--compensate least-squares", "whole layers leave"]),
+    ({"method": "shortgpt", "ridge": 0.1}, ["--ridge 0.1", "whole layers leave", "Leave it out"]),
+    ({"method": "shortgpt", "gradient": "backprop"}, ["--gradient backprop", "--method shortgpt uses no gradient"]),
+    ({"method": "shortgpt:n=2"}, ["method 'shortgpt' has no option 'n'", "no options"]),
+    ({"method": "shortgtp"}, ["unknown method 'shortgtp'", "Did you mean shortgpt?"]),
+    ({"method": "shortgpt", "ratio": 0.2}, ["less than half a layer", "2 layers", "from 0.500 to 0.500", "another --method"]),
+    ({"method": "shortgpt", "ratio": 0.8}, ["nearest to 2 layers, and at most 1 may leave", "one must stay"]),
+    ({"method": "shortgpt", "protect": "0-1"}, ["protects all 2 layers", "Name fewer"]),
 ]  # fmt: skip
 
 
@@ -73,6 +84,12 @@ FAMILIES: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
     ("bloom", {}, {"stock": True}, ["nothing of this bloom model", "drop --stock"]),
     ("gpt2", {}, {"seq_len": 33, "samples": 2}, ["--seq-len is 33", "32 positions", "at most 32"]),
     ("opt", {}, {"seq_len": 33, "samples": 2}, ["--seq-len is 33", "32 positions", "at most 32"]),
+    (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"method": "shortgpt", "ratio": 0.5},
+        ["layer 1 of this gpt2 model would become layer 0", "`attn.scaling`", "another --method"],
+    ),
     ("llama", {"vocab_size": 20}, {}, ["token id", "only 20 rows", "the model's own tokenizer files"]),
 ]
 

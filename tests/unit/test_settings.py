@@ -107,8 +107,9 @@ def test_layers_are_numbered_from_both_ends(numbers: set[int]) -> None:
 def test_defaults() -> None:
     settings = prune_settings(ratio=0.3)
     assert (settings.method, settings.round_to) == ("flap", 1)
-    assert (settings.gradient, settings.allocation, settings.compensate, settings.protect) == (None,) * 4  # the method's own
-    assert (settings.samples, settings.seq_len, settings.seed, settings.axes) == (128, 128, 0, ("kv", "ffn"))
+    own = (settings.gradient, settings.allocation, settings.compensate, settings.protect, settings.axes)
+    assert own == (None,) * 5  # the method's own
+    assert (settings.samples, settings.seq_len, settings.seed) == (128, 128, 0)
     assert settings.out == Path("o")
     assert not settings.trust_remote_code
 
@@ -122,7 +123,7 @@ def test_axes_from_text() -> None:
 
 
 def test_settings_are_json() -> None:
-    settings = prune_settings(target_size="9GiB", run_dir=Path("r"))
+    settings = prune_settings(target_size="9GiB", run_dir=Path("r"), axes="kv,ffn")
     body = json.loads(json.dumps(settings.to_json()))
     assert (body["out"], body["run_dir"], body["target_size"], body["axes"]) == ("o", "r", "9GiB", ["kv", "ffn"])
     assert PruneSettings(**{**body, "axes": tuple(body["axes"])}) == settings

@@ -25,10 +25,11 @@ def ls(
 
 
 def methods() -> list[dict[str, str]]:
-    from secateur.criteria import CRITERIA
+    from secateur.criteria import CRITERIA, LAYER_CRITERIA
     from secateur.recipes.presets import RECIPES
 
-    return _described(CRITERIA.names()) + [{"name": name, "summary": recipe.summary} for name, recipe in RECIPES.items()]
+    criteria = _described({**CRITERIA.names(), **LAYER_CRITERIA.names()})
+    return criteria + [{"name": name, "summary": recipe.summary} for name, recipe in RECIPES.items()]
 
 
 def families() -> list[dict[str, str]]:

@@ -39,7 +39,10 @@ Allocation = Annotated[
     str | None,
     Option(help="How layers share the budget: uniform or global. [default: the method's own]", rich_help_panel=METHOD),
 ]
-Axes = Annotated[str, Option(help="What may leave: kv heads, ffn channels, group (query heads).", rich_help_panel=METHOD)]
+Axes = Annotated[
+    str | None,
+    Option(help="What may leave: kv heads, ffn channels, group (query heads). [default: kv,ffn]", rich_help_panel=METHOD),
+]
 Protect = Annotated[str | None, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]
 RoundTo = Annotated[int, Option(help="Make every width a multiple of this.", rich_help_panel=METHOD)]
 Stock = Annotated[bool, Option("--stock", help="Only widths that the model's stock class can load.", rich_help_panel=METHOD)]
@@ -72,7 +75,7 @@ def prune(
     gradient: Gradient = None,
     compensate: Compensate = None,
     allocation: Allocation = None,
-    axes: Axes = "kv,ffn",
+    axes: Axes = None,
     protect: Protect = None,
     round_to: RoundTo = 1,
     stock: Stock = False,

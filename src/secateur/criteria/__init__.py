@@ -6,6 +6,7 @@ from secateur.registry import Registry
 
 if TYPE_CHECKING:
     from secateur.criteria.criterion import Criterion
+    from secateur.criteria.layer import LayerCriterion
 
 CRITERIA: "Registry[Criterion]" = Registry(
     kind="method",
@@ -27,3 +28,7 @@ CRITERIA: "Registry[Criterion]" = Registry(
         "sensitivity": "secateur.criteria.sensitivity:Sensitivity",
     },
 )
+LAYER_CRITERIA: "Registry[LayerCriterion]" = Registry(
+    kind="method", group="secateur.layer_criteria", builtin={"shortgpt": "secateur.criteria.shortgpt:ShortGpt"}
+)
+"""Criteria by which whole layers leave."""

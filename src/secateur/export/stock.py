@@ -9,12 +9,14 @@ from secateur import axes
 from secateur.axes import Sizes
 from secateur.errors import UserError
 from secateur.families.binding import Binding
+from secateur.families.depth import check_renumbered, shortened
 from secateur.families.family import Stock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How a pruned model is written. `config` describes it: with the pruned sizes if `stock`, else with the original ones."""
+    """How a pruned model is written. `config` describes it: with the pruned sizes if `stock`, else with the original ones; in
+    either case without the layers that left."""
 
     stock: bool
     config: Any
@@ -23,10 +25,21 @@ class Shape:
     notes: tuple[str, ...] = ()
 
 
-def shape_of(binding: Binding, layers: Sequence[Sizes], new_biases: Collection[str] = ()) -> Shape:
-    """Decide from the layers' sizes after pruning. `new_biases`: readers (weight names) that get a bias they did not have."""
+def shape_of(
+    binding: Binding, layers: Sequence[Sizes], new_biases: Collection[str] = (), dropped: Collection[int] = ()
+) -> Shape:
+    """Decide from the sizes, after pruning, of the layers that stay.
+
+    `new_biases`: readers (weight names) that get a bias they did not have. `dropped`: layers that leave whole; a `UserError` where
+    the others cannot move up.
+    """
     stock = binding.family.stock[binding.model_type]
     flagged = with_biases(binding, new_biases)
+    if dropped:
+        stay = [i for i in range(binding.num_layers) if i not in dropped]
+        assert len(stay) == len(layers), f"sizes of {len(layers)} layers, and {len(stay)} stay"
+        check_renumbered(binding, stay)
+        flagged = shortened(flagged, binding.family, stay)
     reasons = _reasons(binding, stock, layers)
     if reasons:
         return Shape(stock=False, config=flagged, reasons=reasons)

@@ -19,7 +19,8 @@ for each of them, equal in number).
 
 Any family can be pruned to any shape and read back with `secateur.load`. The table says which shapes the stock
 transformers class can hold too, so that `AutoModelForCausalLM.from_pretrained` reads the result. All layers must then
-have the same sizes.
+have the same sizes. Whole layers can leave every family, and the result is stock; where a class makes a layer compute
+something else under another number (GPT-2 with `scale_attn_by_inverse_layer_idx`), they can leave from the end only.
 
 - *MLP width* and *head counts*: the sizes that the configuration can express.
 - *Bias*: whether the two matrices that read the pruned units, attention output and MLP output, have a bias that can
@@ -37,7 +38,8 @@ ADDING = """\
    joined with `+`.
 2. Read the layer's `forward`, in eager and sdpa attention, for module attributes that hold sizes (`num_heads`,
    `split_size`, `num_key_value_groups`): they go to `attrs`. A tensor argument with a head axis goes to `inputs`.
-3. Say in `stock` which pruned shapes the configuration class accepts.
+3. Say in `stock` which pruned shapes the configuration class accepts, and in `depth` which fields of the configuration
+   say something of each layer (`layer_types` unless you say otherwise).
 4. Add one line to `TABLES` in `src/secateur/families/__init__.py`. A package of your own registers an entry point
    instead: group `secateur.families`, name = the model type, value = `module:ATTRIBUTE`.
 5. Add one tiny configuration to `tests/contract/tiny.py`, and one entry for each variant that has other weights. The

@@ -1,10 +1,28 @@
 """A model family is a table of named axes, nothing else: every weight's dimensions, and what a configuration can hold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Config = Any  # transformers' PreTrainedConfig; its attributes are the family's own
+# (configuration, layers that stay, ascending) -> a field's value for them alone.
+Chosen = Callable[[Config, Sequence[int]], Any]
+
+
+def each(name: str) -> Chosen:
+    """Of a field with one entry for each layer: those of the layers that stay."""
+    return lambda config, stay: None if getattr(config, name) is None else [getattr(config, name)[i] for i in stay]
+
+
+def before(name: str) -> Chosen:
+    """Of a field that is a layer's number, up to which layers differ from the rest: how many of those stay; more where it is past
+    the last layer."""
+
+    def count(config: Config, stay: Sequence[int]) -> Any:
+        border = getattr(config, name)
+        return None if border is None else sum(i < border for i in stay) + max(border - config.num_hidden_layers, 0)
+
+    return count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +77,8 @@ class Family:
     """The layer returns (hidden, ...) and not hidden."""
     renames: Mapping[str, str] = field(default_factory=dict)
     """Old checkpoint spelling -> parameter name, as `from_pretrained` maps it."""
+    depth: Mapping[str, Chosen] = field(default_factory=lambda: {"layer_types": each("layer_types")})
+    """Configuration field that says something of each layer -> its value when only some layers stay."""
     stock: Mapping[str, Stock]
     """What the family's own configuration can hold, by model type."""
 

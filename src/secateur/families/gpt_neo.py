@@ -1,10 +1,17 @@
 """GPT-Neo: GPT-2 with linear layers, and attention that is global and local by turns."""
 
-from secateur.families.family import MULTI_HEAD, Config, Family, Stock
+from collections.abc import Sequence
+
+from secateur.families.family import MULTI_HEAD, Config, Family, Stock, each
 
 
 def _ffn(config: Config) -> int:
     return config.intermediate_size if config.intermediate_size is not None else 4 * config.hidden_size
+
+
+def _attention_types(config: Config, stay: Sequence[int]) -> list[list[list[str] | int]]:
+    """As the class spells `attention_layers`: patterns, and how often each is repeated."""
+    return [[[config.attention_layers[i] for i in stay], 1]]
 
 
 GPT_NEO = Family(
@@ -35,6 +42,7 @@ GPT_NEO = Family(
     },
     attrs={"attn.attention.num_heads": "kv"},
     returns_tuple=True,
+    depth={"attention_types": _attention_types, "attention_layers": each("attention_layers")},
     stock={
         "gpt_neo": Stock(fields={"intermediate_size": "ffn"}, biased=("attn.attention.out_proj.weight", "mlp.c_proj.weight"))
     },

@@ -1,6 +1,6 @@
 """LLaMA and its kin: RMS norms, rotary positions, grouped queries, a gated MLP."""
 
-from secateur.families.family import GROUPED, Family, Stock
+from secateur.families.family import GROUPED, Family, Stock, before, each
 
 FIELDS = {
     "intermediate_size": "ffn",
@@ -43,6 +43,7 @@ LLAMA = Family(
         "mlp.down_proj.bias": "hidden",
     },
     attrs={"self_attn.num_key_value_groups": "group"},
+    depth={"layer_types": each("layer_types"), "max_window_layers": before("max_window_layers")},  # qwen, gemma2, gemma3
     stock={
         "llama": Stock(
             fields=FIELDS,

@@ -9,6 +9,7 @@ import torch
 
 from secateur.criteria import CRITERIA
 from secateur.criteria.criterion import Criterion
+from secateur.criteria.layer import LayerCriterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk
 from secateur.gradients import ESTIMATORS
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULT = "backprop"
 
 
-def estimator_for(settings: PruneSettings, criterion: Criterion) -> Estimator | None:
+def estimator_for(settings: PruneSettings, criterion: Criterion | LayerCriterion) -> Estimator | None:
     """The estimator that was asked for, or the exact one. Raises `UserError` where it does not fit the criterion."""
     needed = kinds_of(criterion.needs) & KINDS
     if not needed:

@@ -32,7 +32,7 @@ class Forecast:
     model: str
     method: str
     compensate: str
-    allocation: str
+    allocation: str | None
     ratio: float
     ratio_reached: float
     parameters_before: int
@@ -55,10 +55,11 @@ class Forecast:
 
 
 def forecast(job: Job) -> Forecast:
-    """Widths are exact for the uniform allocations, and the mean for others."""
+    """Widths are exact for the uniform allocations and for whole layers, and the mean for others."""
     binding, source = job.binding, job.source
-    kept = counts(binding, job.scope, Uniform() if job.allocator.standardised else job.allocator, job.budget)
-    sizes = layer_sizes(binding, kept)
+    expected = Uniform() if job.allocator.standardised else job.allocator
+    kept = {} if job.leaving else counts(binding, job.scope, expected, job.budget)
+    sizes = layer_sizes(binding, kept)[job.leaving :]
     left = sum(parameters(binding.layer.values(), s) for s in sizes)
     gone = job.block_parameters - sum(parameters(job.target.layer.values(), s) for s in sizes)
     width = source.dtype(binding.layer_name(0, next(iter(binding.layer)))).itemsize
@@ -70,6 +71,7 @@ def forecast(job: Job) -> Forecast:
     tokens = job.settings.samples * job.settings.seq_len
     solve = _solving(job, kept)
     names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
+    names = names or f"layers {len(sizes)} of {binding.num_layers}"
     hidden = 2 * tokens * binding.sizes["hidden"] * job.dtype.itemsize
     out = source.num_bytes - gone * width
     dense = [binding.sizes] * binding.num_layers
@@ -80,7 +82,8 @@ def forecast(job: Job) -> Forecast:
     if refits:
         seconds += _refitting(job, sizes, tokens)
     return Forecast(
-        model=job.settings.model, method=job.settings.method or "", compensate=job.compensation.name, allocation=job.allocator.name,
+        model=job.settings.model, method=job.settings.method or "", compensate=job.compensation.name,
+        allocation=None if job.leaving else job.allocator.name,
         ratio=job.budget / job.block_parameters, ratio_reached=1 - left / job.block_parameters, parameters_before=source.num_parameters,
         parameters_after=source.num_parameters - gone, bytes_before=source.num_bytes, bytes_after=out,
         flops_per_token_before=flops_per_token(binding, dense), flops_per_token_after=flops_per_token(binding, sizes),

@@ -75,7 +75,8 @@ def _plan(target: str, path: Path) -> Inspection:
     rows = []
     for number in range(len(plan.layers)):
         sizes = plan.layer_sizes(number)
-        rows.append({"layer": number} | {a: f"{sizes[a]} of {plan.sizes[a]}" for a in plan.prunable})
+        stays = number in plan.remaining
+        rows.append({"layer": number} | {a: f"{sizes[a] if stays else 0} of {plan.sizes[a]}" for a in plan.prunable})
     return Inspection(
         target=target, kind="plan", model_type=plan.model_type, num_layers=len(plan.layers),
         ratio_reached=plan.settings.get("ratio_reached"), layers=tuple(rows),

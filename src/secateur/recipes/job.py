@@ -12,22 +12,24 @@ from secateur.allocation import ALLOCATORS
 from secateur.allocation.allocator import Allocator
 from secateur.allocation.choose import Scope, counts, layer_sizes
 from secateur.calibration.blocks import Blocks
-from secateur.criteria import CRITERIA
 from secateur.criteria.criterion import Criterion
+from secateur.criteria.layer import LayerCriterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_output
 from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
 from secateur.families.binding import Binding, bind
 from secateur.gradients.estimator import KINDS, Estimator, gradient_request
 from secateur.gradients.estimator import working_bytes as gradient_bytes
+from secateur.recipes.depth import check_options, layer_scope, leave_whole, protected_layers
 from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import check_length, open_device, open_model
-from secateur.recipes.presets import recipe_of, resolved
+from secateur.recipes.presets import criterion_of, resolved
 from secateur.recipes.texts import Texts, open_texts
-from secateur.settings import PruneSettings, parse_bytes, parse_count, parse_layers, spell_bytes
+from secateur.settings import PruneSettings, parse_bytes, parse_count, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Request, kinds_of, memory_of
 from secateur.streaming.memory import Fit, fit
+from secateur.streaming.walk import LAYER
 from secateur.surgery.compensate import Compensation
 from secateur.surgery.compensations import COMPENSATIONS
 from secateur.surgery.refit import working_bytes
@@ -43,7 +45,7 @@ class Job:
     source: Checkpoint
     device: torch.device
     dtype: torch.dtype
-    criterion: Criterion
+    criterion: Criterion | LayerCriterion
     compensation: Compensation
     allocator: Allocator
     estimator: Estimator | None
@@ -53,6 +55,8 @@ class Job:
     """Parameters of the original that must leave; what a compensation adds does not count against a ratio."""
     shape: Shape
     """How the result is expected to be written; for allocations that follow the scores, as unequal layers."""
+    leaving: int = 0
+    """Layers that leave whole, where the criterion is one of layers."""
 
     @property
     def binding(self) -> Binding:
@@ -83,6 +87,8 @@ class Job:
     def request(self) -> Request:
         """Statistics that the criterion and the compensation need."""
         kinds = kinds_of(self.criterion.needs) - KINDS
+        if isinstance(self.criterion, LayerCriterion):
+            return Request(kinds={LAYER: kinds})
         wanted = Request.of(self.binding, self.scope.axes, kinds, self.criterion.inputs)
         return wanted | Request.of(self.binding, self.scope.axes, kinds_of(self.compensation.needs))
 
@@ -143,7 +149,7 @@ class Job:
 
 def prepare(settings: PruneSettings) -> Job:
     """Check the whole job. Raises `UserError`; nothing has been written by then."""
-    criterion = CRITERIA.spelled(recipe_of(settings).method)
+    criterion = criterion_of(settings)
     device = open_device(settings.device)
     if settings.out is not None:
         _check_output(settings, settings.out)
@@ -152,15 +158,34 @@ def prepare(settings: PruneSettings) -> Job:
     )
     binding = source.binding
     settings = resolved(settings, binding.num_layers)
-    assert settings.allocation
-    allocator, compensation = ALLOCATORS.create(settings.allocation), _compensation(settings)
+    whole = isinstance(criterion, LayerCriterion)
+    if whole:
+        check_options(settings)
+    allocator, compensation = ALLOCATORS.create(settings.allocation or "uniform"), _compensation(settings)
     estimator = estimator_for(settings, criterion)
     if source.layers:
         raise UserError(
             f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead."
         )
     check_length(binding, settings.seq_len)
-    scope = _scope(settings, binding, compensation, allocator)
+    if whole:
+        scope = layer_scope(settings, binding)
+        budget = _budget(settings, source, scope, ())
+        leaving, shape = leave_whole(binding, scope, budget)
+    else:
+        scope, leaving = _scope(settings, binding, compensation, allocator), 0
+        budget, shape = _of_units(settings, source, scope, compensation, allocator)
+    return Job(
+        settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
+        allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator, leaving=leaving,
+    )  # fmt: skip
+
+
+def _of_units(
+    settings: PruneSettings, source: Checkpoint, scope: Scope, compensation: Compensation, allocator: Allocator
+) -> tuple[int, Shape]:
+    """How many parameters leave, and how the result is expected to be written."""
+    binding = source.binding
     try:
         budget = _budget(settings, source, scope, new_biases(binding, compensation, scope.axes))
         expected = ALLOCATORS.create("uniform") if allocator.standardised else allocator
@@ -176,10 +201,7 @@ def prepare(settings: PruneSettings) -> Job:
         raise UserError(
             f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect, or drop --stock."
         )
-    return Job(
-        settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
-        allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator,
-    )  # fmt: skip
+    return budget, shape
 
 
 def _compensation(settings: PruneSettings) -> Compensation:
@@ -219,18 +241,14 @@ def written(job: Job) -> int:
 
 
 def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation, allocator: Allocator) -> Scope:
-    protected = parse_layers(settings.protect or "", binding.num_layers)
-    if len(protected) == binding.num_layers:
-        raise UserError(
-            f"--protect {settings.protect!r} protects all {binding.num_layers} layers: nothing could leave. Name fewer."
-        )
-    pruned = tuple(a for a in settings.axes if a in binding.prunable)
+    protected, asked = protected_layers(settings, binding), settings.axes or ()
+    pruned = tuple(a for a in asked if a in binding.prunable)
     if "ffn" in pruned and settings.round_to >= (width := binding.sizes["ffn"]):
         raise UserError(
             f"--round-to {settings.round_to} was given, but an MLP of this model has {width} channels: none could leave. Give a "
             f"number below {width}, or prune other --axes."
         )
-    if "group" in settings.axes and "group" not in pruned:
+    if "group" in asked and "group" not in pruned:
         raise UserError(
             f"--axes group was given, but this {binding.model_type} model has one query head per kv head. Use --axes kv,ffn."
         )
@@ -244,10 +262,10 @@ def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation
     heads = accepted_heads(binding, added) if settings.stock else None
     scope = Scope.of(binding, pruned=pruned, protected=protected, round_to=settings.round_to, heads=heads)
     if not scope.axes:
-        asked, able = ",".join(settings.axes), ",".join(binding.prunable) or "none"
+        given, able = ",".join(asked), ",".join(binding.prunable) or "none"
         held = ", and a stock checkpoint can hold no fewer of them" if settings.stock else ""
         raise UserError(
-            f"nothing of this {binding.model_type} model can leave along --axes {asked}: axes with more than one unit are {able}"
+            f"nothing of this {binding.model_type} model can leave along --axes {given}: axes with more than one unit are {able}"
             f"{held}. Give other --axes{', or drop --stock' if settings.stock else ''}."
         )
     return scope

@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from secateur.criteria import CRITERIA
+from secateur.criteria import CRITERIA, LAYER_CRITERIA
 from secateur.errors import UserError
 from secateur.registry import did_you_mean
-from secateur.settings import PruneSettings
+from secateur.settings import Axis, PruneSettings
+
+if TYPE_CHECKING:
+    from secateur.criteria.criterion import Criterion
+    from secateur.criteria.layer import LayerCriterion
 
 DEEP = 16  # layers from which on a model is deep enough to keep its ends whole
 
@@ -19,7 +24,9 @@ class Recipe:
     method: str
     gradient: str | None = None
     compensate: str = "least-squares"
-    allocation: str = "uniform"
+    allocation: str | None = "uniform"
+    """None where whole layers leave."""
+    axes: tuple[Axis, ...] = ("kv", "ffn")
     first: int = 0
     last: int = 0
 
@@ -108,10 +115,19 @@ def recipe_of(settings: PruneSettings) -> Recipe:
     name, colon, options = method.partition(":")
     if name in RECIPES:
         return replace(RECIPES[name], method=f"{RECIPES[name].method}{colon}{options}")
-    known = [*CRITERIA.names(), *RECIPES]
+    if name in LAYER_CRITERIA.names():
+        return Recipe(summary="", method=method, compensate="none", allocation=None, axes=())
+    known = [*CRITERIA.names(), *LAYER_CRITERIA.names(), *RECIPES]
     if name not in known:
         raise UserError(f"unknown method {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
     return Recipe(summary="", method=method)
+
+
+def criterion_of(settings: PruneSettings) -> "Criterion | LayerCriterion":
+    """The criterion of a method, of units or of whole layers, with the options given."""
+    chosen = recipe_of(settings).method
+    layers = chosen.partition(":")[0] in LAYER_CRITERIA.names()
+    return LAYER_CRITERIA.spelled(chosen) if layers else CRITERIA.spelled(chosen)
 
 
 def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
@@ -124,7 +140,8 @@ def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
         "method": settings.method or recipe.method,
         "effort": None,
         "compensate": settings.compensate or recipe.compensate,
-        "allocation": settings.allocation or ("uniform" if settings.stock else recipe.allocation),
+        "allocation": settings.allocation or (recipe.allocation and "uniform" if settings.stock else recipe.allocation),
+        "axes": recipe.axes if settings.axes is None else settings.axes,
         "protect": recipe.protect(num_layers) if settings.protect is None else settings.protect,
         "gradient": settings.gradient or recipe.gradient,
     }

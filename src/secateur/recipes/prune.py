@@ -6,12 +6,13 @@ from pathlib import Path
 
 from secateur.export.huggingface import published
 from secateur.export.stock import Shape, shape_of
+from secateur.recipes.depth import left_whole
 from secateur.recipes.differentiate import differentiate
 from secateur.recipes.forecast import Forecast, forecast
 from secateur.recipes.job import Job, prepare
 from secateur.recipes.refit import refit
 from secateur.recipes.result import PruneResult
-from secateur.recipes.steps import choose_plan, finish, gather, operate, perplexity, scores_of
+from secateur.recipes.steps import choose_layers, choose_plan, finish, gather, operate, perplexity, scores_of
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings, spell_bytes
@@ -36,25 +37,26 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         store = gather(job, run, report)
         gradients, gradient = differentiate(job, run, report)
-    plan = choose_plan(job, scores_of(job, store, gradients, report))
+    plan = choose_layers(job, store) if job.leaving else choose_plan(job, scores_of(job, store, gradients, report))
     run.write("plan.json", plan.to_dict())
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         rewritten = refit(job, plan, run, report)
     before = perplexity(job, job.source, run, report, "evaluating the original")
-    shape = shape_of(job.binding, [plan.layer_sizes(i) for i in range(len(plan.layers))], job.new_biases())
+    shape = shape_of(job.binding, [plan.layer_sizes(i) for i in plan.remaining], job.new_biases(), plan.dropped)
     with published(settings.out) as fresh:
         shards, error = operate(job, plan, shape, store, rewritten, fresh, report)
         written = Checkpoint.open(fresh, dtype=job.dtype, trust_remote_code=settings.trust_remote_code)
         after = perplexity(job, written, None, report, "evaluating the result")
         result = PruneResult(
             out=str(settings.out), model=settings.model, method=job.settings.method or "", compensate=job.compensation.name,
-            allocation=job.allocator.name, gradient=gradient, ratio=job.budget / job.block_parameters,
+            allocation=None if job.leaving else job.allocator.name, gradient=gradient, ratio=job.budget / job.block_parameters,
             ratio_reached=plan.settings["ratio_reached"], parameters_before=job.source.num_parameters,
             parameters_after=shards.num_parameters - stored_twice(job), bytes_before=job.source.num_bytes,
             bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
             evaluation=held.protocol if held else None, calibration=drawn.protocol,
             overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
-            load=loading(shape, settings.out), notes=shape.notes + shape.reasons, verified=error, run_dir=str(run.path),
+            load=loading(shape, settings.out),
+            notes=left_whole(plan, job.budget / job.block_parameters) + shape.notes + shape.reasons, verified=error, run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
         )  # fmt: skip
         finish(job, result, plan, fresh)

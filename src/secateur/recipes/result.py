@@ -12,7 +12,8 @@ class PruneResult:
     model: str
     method: str
     compensate: str
-    allocation: str
+    allocation: str | None
+    """None where whole layers leave."""
     gradient: dict[str, Any] | None
     """The estimator, its passes over the calibration blocks, and its peak memory; None for a method without gradient."""
     ratio: float

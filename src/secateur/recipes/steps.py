@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from secateur.allocation.choose import Scores, counts, kept_layers, score
+from secateur.allocation.depth import least
+from secateur.axes import Kept
 from secateur.calibration.presets import PRESETS
+from secateur.criteria.layer import LayerCriterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk, copy_companions, save_config, save_record
 from secateur.export.stock import Shape
@@ -18,7 +21,7 @@ from secateur.reporting.card import Card, model_card, portable
 from secateur.runs import RunDirectory, environment
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Store, by_type, collect, disk_of, kinds_of, start_of
-from secateur.streaming.walk import Walk
+from secateur.streaming.walk import LAYER, Walk
 from secateur.surgery.rebuild import Rebuild
 from secateur.surgery.refit import Rewritten
 from secateur.surgery.verify import Verifier
@@ -56,6 +59,7 @@ def gather(job: Job, run: RunDirectory, report: Reporter) -> Store:
 
 def scores_of(job: Job, store: Store, gradients: Store | None, report: Reporter) -> Scores:
     """A score for every unit in scope, from the statistics that were gathered."""
+    assert not isinstance(job.criterion, LayerCriterion)
     binding, kinds = job.binding, kinds_of(job.criterion.needs)
 
     def seen(layer: int, axis: str) -> Any:
@@ -77,8 +81,25 @@ def choose_plan(job: Job, scores: Scores) -> Plan:
     """Allocate and choose. Deterministic: the same statistics and settings give the same plan, bit for bit."""
     binding = job.binding
     kept = counts(binding, job.scope, job.allocator, job.budget, scores)
-    layers = kept_layers(binding, job.scope, scores, kept)
-    plan = Plan(model_type=binding.model_type, fingerprint=job.source.fingerprint, sizes=dict(binding.sizes), layers=layers)
+    return sealed(job, kept_layers(binding, job.scope, scores, kept))
+
+
+def choose_layers(job: Job, store: Store) -> Plan:
+    """The layers of least influence leave whole, and the others stay as they are."""
+    assert isinstance(job.criterion, LayerCriterion)
+    each = range(job.binding.num_layers)
+    seen = [by_type(store.load(i, modules=[LAYER], kinds=kinds_of(job.criterion.needs)))[LAYER] for i in each]
+    spared = set(each) - set(job.scope.layers)
+    dropped = least([job.criterion.influence(one) for one in seen], job.leaving, protected=spared)
+    return sealed(job, ({},) * job.binding.num_layers, dropped)
+
+
+def sealed(job: Job, layers: tuple[Kept, ...], dropped: tuple[int, ...] = ()) -> Plan:
+    """The plan with all it depends on, and the ratio that it reaches."""
+    binding = job.binding
+    plan = Plan(
+        model_type=binding.model_type, fingerprint=job.source.fingerprint, sizes=dict(binding.sizes), layers=layers, dropped=dropped
+    )  # fmt: skip
     left = plan.block_parameters(binding.layer.values())
     settings = plan_settings(job.settings) | {
         "ratio_reached": 1 - left / job.block_parameters,
@@ -86,7 +107,7 @@ def choose_plan(job: Job, scores: Scores) -> Plan:
     }
     return Plan(
         model_type=plan.model_type, fingerprint=plan.fingerprint, sizes=plan.sizes, layers=layers, settings=settings,
-        seed=job.settings.seed,
+        seed=job.settings.seed, dropped=dropped,
     )  # fmt: skip
 
 
@@ -107,7 +128,8 @@ def operate(
     check_disk({job.settings.out: shards.num_bytes})
     drawn, _ = job.blocks
     verifier = Verifier(rebuild, drawn.ids[: max(1, VERIFIED // drawn.seq_len)])
-    for _ in report.track(write(rebuild, job.source, shards, fresh, verifier), "writing and checking", job.binding.num_layers):
+    layers = write(rebuild, job.source, shards, fresh, verifier)
+    for _ in report.track(layers, "writing and checking", len(plan.remaining)):
         pass
     copy_companions(job.source.directory, fresh)
     # What is computed in is no property of the result: `from_pretrained` must find the type that is stored.

@@ -38,7 +38,8 @@ remains is a smaller, dense model{% if not r.stock %} that transformers alone ca
 {% endfor %}
 ## How it was pruned
 
-- method `{{ r.method }}`, compensation `{{ r.compensate }}`, allocation `{{ r.allocation }}`, axes {{ settings.axes|join(", ") }}
+- method `{{ r.method }}`, compensation `{{ r.compensate }}`,
+  {%- if settings.axes %} allocation `{{ r.allocation }}`, axes {{ settings.axes|join(", ") }}{% else %} whole layers{% endif %}
 - {{ "%.2f%%"|format(100 * r.ratio_reached) }} of the parameters of all transformer blocks were removed
   ({{ "%.2f%%"|format(100 * r.ratio) }} asked)
 - calibration: {{ r.calibration }}; seed {{ settings.seed }}
@@ -53,7 +54,7 @@ The command:
 
     {{ command }}
 
-The kept units of every layer, the settings and versions are in `secateur.json`.
+The layers that stay, the kept units of each, the settings and versions are in `secateur.json`.
 """
 
 # Settings that say where and how a run took place, not what it made.
@@ -76,7 +77,7 @@ def model_card(card: Card, source: Path) -> str:
     """Markdown with YAML front matter; the licence is carried over from the source's own card."""
     out, base, settings = str(card.result["out"]), named(card.base), portable(card.settings)
     library = "transformers" if card.result["stock"] else "secateur"
-    removed = " and ".join(UNITS[axis] for axis in card.settings["axes"])
+    removed = " and ".join(UNITS[axis] for axis in card.settings["axes"]) or "layers"
     front = {"base_model": base, "base_model_relation": "finetune", "library_name": library, "pipeline_tag": "text-generation",
              "tags": ["secateur", "pruned", "structured-pruning"], **_carried(source)}  # fmt: skip
     if card.result["stock"]:

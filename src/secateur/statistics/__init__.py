@@ -1,6 +1,7 @@
 """What can be known about a module and its units. Lazy: imports no torch.
 
-Statistics of a module's input are monoids, each with an accumulator; what gradients are reduced to is mostly not.
+Statistics of a module's input, or of a whole layer's input and output, are monoids, each with an accumulator; what gradients are
+reduced to is mostly not.
 """
 
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ STATISTICS: "Registry[Finding]" = Registry(
     builtin={
         "moments": "secateur.statistics.moments:Moments",
         "gram": "secateur.statistics.gram:Gram",
+        "layer-cosine": "secateur.statistics.layer_cosine:LayerCosine",
         "gate-gradient": "secateur.statistics.gate_gradient:GateGradient",
         "weight-gradient": "secateur.statistics.weight_gradient:WeightGradient",
         "weight-fisher": "secateur.statistics.weight_gradient:WeightFisher",
@@ -25,5 +27,9 @@ STATISTICS: "Registry[Finding]" = Registry(
 ACCUMULATORS: "Registry[Accumulator]" = Registry(
     kind="accumulator",
     group="secateur.accumulators",
-    builtin={"moments": "secateur.statistics.moments:MomentsAccumulator", "gram": "secateur.statistics.gram:GramAccumulator"},
+    builtin={
+        "moments": "secateur.statistics.moments:MomentsAccumulator",
+        "gram": "secateur.statistics.gram:GramAccumulator",
+        "layer-cosine": "secateur.statistics.layer_cosine:LayerCosineAccumulator",
+    },
 )

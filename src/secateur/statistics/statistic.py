@@ -39,11 +39,14 @@ class Statistic(Finding, Protocol):
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """Gathers one statistic of a module's input, block of tokens by block of tokens."""
+    """Gathers one statistic of a module's input, block of tokens by block of tokens.
+
+    One of a whole layer gathers from what goes in and what comes out: its `update` takes both.
+    """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None: ...
 
-    def update(self, x: Tensor, /) -> None:
+    def update(self, *x: Tensor) -> None:
         """Add the tokens of x, [..., token, channel]; x is not kept."""
         ...
 

@@ -50,7 +50,7 @@ class Checkpoint:
     """Tensors of the files that the model does not have, as `from_pretrained` would leave them out."""
 
     layers: tuple[Kept, ...] = ()
-    """What an earlier pruning left of each layer, where they have unequal sizes."""
+    """What an earlier pruning left of each layer that stayed, where they have unequal sizes."""
 
     @classmethod
     def open(cls, directory: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> "Checkpoint":
@@ -65,7 +65,8 @@ class Checkpoint:
         keys = {name: (found[key], key) for name, key in spellings(binding, found).items()}
         unused = tuple(sorted(set(found) - {key for _, key in keys.values()}))
         record = read_record(directory)
-        layers = () if record is None or record["stock"] else record["plan"].layers
+        plan = None if record is None or record["stock"] else record["plan"]
+        layers = () if plan is None else tuple(plan.layers[i] for i in plan.remaining)
         _check(directory, binding, keys, layers)
         return cls(directory=directory, binding=binding, keys=keys, unused=unused, layers=layers)
 

@@ -1,4 +1,4 @@
-"""Statistics of the inputs of chosen modules, gathered by one forward walk and kept on disk layer by layer."""
+"""Statistics of the inputs of chosen modules, and of whole layers, gathered by one forward walk and kept on disk layer by layer."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from secateur.statistics import ACCUMULATORS, STATISTICS
 from secateur.streaming.hidden import HiddenStates, boundary, intact
 from secateur.streaming.memory import layer_bytes
 from secateur.streaming.tensorfile import TensorFile, TensorWriter
-from secateur.streaming.walk import Observer, Walk
+from secateur.streaming.walk import LAYER, Observer, Walk
 
 Inputs = Literal["reader", "coupled"]
 # Module path -> kind of statistic ("moments", "gram") -> the statistic of its input.
@@ -25,7 +25,10 @@ Seen = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Which statistics of which modules' inputs are wanted: module path -> kinds. The same for every layer."""
+    """Which statistics of which modules' inputs are wanted: module path -> kinds. The same for every layer.
+
+    The path `walk.LAYER` stands for the layer itself, its input and its output.
+    """
 
     kinds: Mapping[str, frozenset[str]]
 
@@ -46,6 +49,8 @@ class Request:
 
     def channels(self, binding: Binding, module: str) -> int:
         """Width of a module's input."""
+        if module == LAYER:
+            return binding.sizes["hidden"]
         spec = binding.layer[f"{module}.weight"]
         return axes.shape(spec, binding.sizes)[min(spec.inputs)]
 
@@ -166,7 +171,7 @@ def _gather(walk: Walk, request: Request, store: Store, hidden: HiddenStates, fi
         current.clear()
         for module, kinds in found.items():
             for value in kinds.values():
-                value.require_finite(f"layer {layer}, the input of {module}")
+                value.require_finite(f"layer {layer}, the input of {module}" if module else f"layer {layer}")
         store.save(layer, found)
         hidden.forget(layer)
         yield layer
@@ -184,12 +189,12 @@ def kinds_of(types: Iterable[Any]) -> frozenset[str]:
 
 def memory_of(request: Request, binding: Binding) -> int:
     """Bytes of one layer's statistics while they are gathered and saved."""
-    per = {"moments": lambda n: 64 * n, "gram": lambda n: 8 * n * n + 8 * 512 * n}
+    per = {"moments": lambda n: 64 * n, "gram": lambda n: 8 * n * n + 8 * 512 * n, "layer-cosine": lambda n: 4 * 8 * 256 * n}
     return sum(per[k](request.channels(binding, m)) for m, kinds in request.kinds.items() for k in kinds)
 
 
 def disk_of(request: Request, binding: Binding) -> int:
     """Bytes of all layers' statistics on disk."""
-    per = {"moments": lambda n: 16 * n, "gram": lambda n: 4 * n * n}
+    per = {"moments": lambda n: 16 * n, "gram": lambda n: 4 * n * n, "layer-cosine": lambda n: 16}
     one = sum(per[k](request.channels(binding, m)) for m, kinds in request.kinds.items() for k in kinds)
     return one * binding.num_layers

@@ -15,8 +15,10 @@ from secateur.streaming.hidden import HiddenStates
 from secateur.streaming.source import Source, read_layer, to_device
 from secateur.streaming.template import Call, Template, run_layer
 
-# Called with the input [token, channel] of a watched module.
-Observer = Callable[[Tensor], None]
+# Called with the input [token, channel] of a watched module; for the layer itself, with what goes in and what comes out.
+Observer = Callable[..., None]
+LAYER = ""
+"""The path of the layer itself among those of its modules."""
 # Layer number -> the observers of its modules, by module path.
 Watch = Callable[[int], Mapping[str, Sequence[Observer]]]
 
@@ -94,11 +96,14 @@ class Walk:
         module = self.module(number)
         sound = True
         with ExitStack() as hooks:
-            for path, watching in observers.items():
-                hooks.enter_context(_observed(module.get_submodule(path), watching))
+            for path in observers.keys() - {LAYER}:
+                hooks.enter_context(_observed(module.get_submodule(path), observers[path]))
             for a, b in self.batches(hidden.shape):
-                out = run_layer(self.binding, module, weights, hidden.get(a, b).to(self.device), self.call(number, b - a))
+                before = hidden.get(a, b).to(self.device)
+                out = run_layer(self.binding, module, weights, before, self.call(number, b - a))
                 sound = sound and finite(out)
+                for see in observers.get(LAYER, ()):
+                    see(before, out)
                 hidden.put(a, out)
         if not sound:
             raise blame(self.source, number)

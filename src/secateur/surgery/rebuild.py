@@ -36,17 +36,24 @@ class Rebuild:
     def sizes(self, layer: int) -> dict[str, int]:
         return self.plan.layer_sizes(layer)
 
+    def renumbered(self, name: str) -> str:
+        """The name in the result of a weight that stays: layers move up where others left."""
+        at = self.target.locate(name)
+        return name if at is None else self.target.layer_name(self.plan.remaining.index(at[0]), at[1])
+
     def layout(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Type and shape of every weight of the result, in the order of the forward pass."""
+        """Type and shape of every weight that stays, by its name in the source, in the order of the forward pass."""
         out = {}
         for name in self.target.names():
             at = self.target.locate(name)
+            if at is not None and at[0] in self.plan.dropped:
+                continue
             sizes = self.target.sizes if at is None else self.sizes(at[0])
             out[name] = (self._dtype(name), axes.shape(self.target.spec(name), sizes))
         return out
 
     def layer(self, layer: int) -> Iterator[tuple[str, Tensor]]:
-        """(relative name, weight) of every weight of one layer of the result."""
+        """(relative name, weight) of every weight of one layer of the result; `layer` is its number in the source."""
         kept, rewritten = self.plan.layers[layer], self.rewritten(layer)
         readers = {n: axis for axis in kept for n in self.target.readers(axis)}
         # Query heads and kv heads share a reader; it is compensated once, for both.

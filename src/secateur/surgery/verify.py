@@ -1,4 +1,4 @@
-"""Every layer of the result, read back from disk, against the original with the dropped units masked."""
+"""Every layer of the result, read back from disk, against the original with the dropped units masked and layers left out."""
 
 from collections.abc import Mapping
 
@@ -39,7 +39,7 @@ class Verifier:
 
     @torch.no_grad()
     def check(self, layer: int, new: Mapping[str, Tensor]) -> None:
-        """`new`: the weights of one layer as read back from the disk."""
+        """`new`: the weights of one layer as read back from the disk. `layer`: its number in the source; only those that stay."""
         target, kept, call = self.rebuild.target, self.rebuild.plan.layers[layer], self.calls[layer]
         source = self.rebuild.source.binding.layer
         whole = read_layer(self.rebuild.source, layer)

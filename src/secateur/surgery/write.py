@@ -27,7 +27,7 @@ class Shards:
     files: Mapping[str, Layout]
     """File name -> key -> type and shape."""
     place: Mapping[str, tuple[str, str]]
-    """Parameter name -> file name, key."""
+    """Parameter name in the source -> file name, key."""
 
     @classmethod
     def of(cls, rebuild: Rebuild, source: Checkpoint, limit: int = SHARD) -> "Shards":
@@ -43,7 +43,7 @@ class Shards:
             if filled and filled + size > limit:
                 groups.append({})
                 filled = 0
-            key = spelling(source, name)
+            key = spelling(source, rebuild.renumbered(name))
             groups[-1][key] = (dtype, shape)
             place[name] = (len(groups) - 1, key)
             filled += size
@@ -65,7 +65,8 @@ class Shards:
 def write(
     rebuild: Rebuild, source: Checkpoint, shards: Shards, directory: Path, verifier: Verifier | None = None
 ) -> Iterator[int]:
-    """Write all weight files into an existing, empty directory; yields each layer's number when it is on disk (and checked)."""
+    """Write all weight files into an existing, empty directory; yields a layer's number in the source when it is on disk (and
+    checked)."""
     with ExitStack() as opened:
         writers = {n: opened.enter_context(TensorWriter(directory / n, layout)) for n, layout in shards.files.items()}
         outer = [n for n in shards.place if source.binding.locate(n) is None]
@@ -73,7 +74,7 @@ def write(
             file, key = shards.place[name]
             origin, spelt = source.keys[name]
             writers[file].copy(key, origin, spelt)
-        for layer in range(source.binding.num_layers):
+        for layer in rebuild.plan.remaining:
             new = {}
             for name, x in rebuild.layer(layer):
                 file, key = shards.place[rebuild.target.layer_name(layer, name)]

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from secateur.calibration.presets import PRESETS
 from secateur.cli.app import app
-from secateur.criteria import CRITERIA
+from secateur.criteria import CRITERIA, LAYER_CRITERIA
 from secateur.families import model_types
 from secateur.gradients import ESTIMATORS
 from secateur.recipes.presets import RECIPES
@@ -22,7 +22,7 @@ def listed(what: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("methods", [*CRITERIA.names(), *RECIPES]),
+        ("methods", [*CRITERIA.names(), *LAYER_CRITERIA.names(), *RECIPES]),
         ("families", list(model_types())),
         ("estimators", list(ESTIMATORS.names())),
         ("presets", list(PRESETS)),

@@ -116,7 +116,7 @@ def test_is_a_statistic_and_the_tables_know_what_is_gathered_forward():
     assert STATISTICS.names().keys() > ACCUMULATORS.names().keys()
     for name in ACCUMULATORS.names():
         accumulator = ACCUMULATORS[name](3, torch.device("cpu"))
-        accumulator.update(torch.ones(4, 3))
+        accumulator.update(*[torch.ones(4, 3)] * (2 if name == "layer-cosine" else 1))
         result = accumulator.result()
         assert isinstance(result, STATISTICS[name])
         assert result.kind == name
