@@ -56,7 +56,8 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
             evaluation=held.protocol if held else None, calibration=drawn.protocol,
             overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
             load=loading(shape, settings.out),
-            notes=left_whole(plan, job.budget / job.block_parameters) + shape.notes + shape.reasons, verified=error, run_dir=str(run.path),
+            notes=left_whole(plan, job.budget / job.block_parameters) + shape.notes + shape.reasons, verified=error,
+            run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
         )  # fmt: skip
         finish(job, result, plan, fresh)
