@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -84,7 +85,7 @@ def timed(args: argparse.Namespace) -> dict:
             gradient = HiddenStates(shape, walk.dtype)  # type: ignore[arg-type]
             for at, piece, _ in head_gradient(walk, ids, lambda a, b: boundaries.get(layers, a, b)):
                 gradient.put(at, piece)
-            taps = LayerTaps(Task(walk=walk, ids=ids, axes=AXES, request=request, store=store))
+            taps = LayerTaps(Task(walk=walk, ids=ids, axes=AXES, request=request, store=store), ExitStack())
             start = time.perf_counter()
             for number in walk_back(walk, boundaries, gradient, taps.taps, first=layers - 1):
                 store.save(number, taps.result(number))

@@ -13,7 +13,13 @@ from secateur.statistics.gate_gradient import GateGradient, column_gates, unit_g
 from secateur.statistics.gram import Gram
 from secateur.statistics.moments import Moments
 from secateur.statistics.output_gradient import OutputGradientGram
-from secateur.statistics.weight_gradient import WeightFisher, WeightGradient, WeightGradientAccumulator
+from secateur.statistics.weight_gradient import (
+    SampleSums,
+    WeightFisher,
+    WeightGradient,
+    WeightGradientAccumulator,
+    reduce_fisher,
+)
 
 SIZES = {"hidden": 12, "kv": 3, "group": 4, "head_dim": 5, "ffn": 17}
 LAYOUTS: dict[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
@@ -90,10 +96,17 @@ class Case:
     def _weight_gradients(self, matrix: Matrix, parts: int) -> dict[type, object]:
         """No monoids: made of all samples at once. Parts are the micro-batches that the one accumulator sees."""
         by_column = matrix.spec.reads(self.group.axis)
-        accumulator = WeightGradientAccumulator(matrix.oriented, by_column=by_column, fisher=True)
-        for x, g in zip(*(self._samples(of[matrix.module], parts) for of in (self.inputs, self.gradients)), strict=True):
+        accumulator = WeightGradientAccumulator(matrix.oriented, by_column=by_column)
+        pieces = [*zip(*(self._samples(of[matrix.module], parts) for of in (self.inputs, self.gradients)), strict=True)]
+        for x, g in pieces:
             accumulator.update(x, g)
-        return {WeightGradient: accumulator.result(), WeightFisher: accumulator.fisher()}
+
+        def sums(rows: slice) -> SampleSums:
+            return SampleSums.of(one[:, rows].mT @ x for inputs, g in pieces for x, one in zip(inputs, g, strict=True))
+
+        number = sum(len(x) for x, _ in pieces)
+        fisher = reduce_fisher(matrix.oriented, sums, number, self.sample_length, by_column=by_column)
+        return {WeightGradient: accumulator.result(), WeightFisher: fisher}
 
     def selected(self, kept: Kept) -> "Case":
         """The same layer with the units in another order; the reader's input and the others' output gradients go with them."""

@@ -1,5 +1,6 @@
 """Streamed backpropagation equals autograd of the whole model: every family, tied and untied heads, spilled, any micro-batches."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from secateur import axes
 from secateur.errors import UserError
 from secateur.gradients.backprop import Backprop
 from secateur.gradients.estimator import KINDS, Task, gradient_request, lines_are_columns, oriented, reader_of, unit_of_column
+from secateur.gradients.samples import SampleGradients
 from secateur.streaming.collect import Store
 from secateur.streaming.module import ModuleSource
 from secateur.streaming.tensorfile import TensorFile
@@ -157,6 +159,33 @@ def test_a_run_that_was_cut_off_goes_on_and_finds_the_same_bit_for_bit(steps: in
         assert expected.entries.keys() == got.entries.keys()
         assert all(torch.equal(expected.read(key), got.read(key)) for key in expected.entries)
     assert [*Backprop().estimate(task("cut", resume=True))] == []
+
+
+def test_a_run_that_fails_within_a_layer_leaves_no_file_of_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: SampleGradients) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(SampleGradients, "result", fail)
+    with pytest.raises(OSError, match="no space left"):
+        estimated(tiny_model("llama"), tmp_path / "run", torch.float64, spill=True)
+    left = {p.name for p in (tmp_path / "run").iterdir()}
+    assert "gradient-002.safetensors" in left  # it goes on from there
+    assert not [name for name in left if "proj" in name]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_forecast_counts_what_is_kept_of_samples(name: str):
+    model_type, overrides = VARIANTS[name]
+    binding = ModuleSource.of(tiny_model(model_type, **overrides)).binding
+    states = {
+        kind: Backprop().states(binding, gradient_request(binding, binding.prunable, {kind}))
+        for kind in ("gate-gradient", "weight-gradient", "weight-fisher")
+    }
+    assert states["gate-gradient"] == states["weight-gradient"] == binding.num_layers + 2
+    matrices = [s for s in binding.layer.values() if len(s.dims) == 2 and any(s.mentions(axis) for axis in binding.prunable)]
+    widths = sum(sum(axes.shape(s, binding.sizes)) for s in matrices)
+    extra = (states["weight-fisher"] - states["gate-gradient"]) * binding.sizes["hidden"]
+    assert widths <= extra < widths + binding.sizes["hidden"]
 
 
 def test_a_gradient_that_overflows_names_the_layer(tmp_path: Path):

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "seven_b.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def run(*arguments: object) -> dict:
-    done = subprocess.run([sys.executable, str(BENCHMARK), *map(str, arguments)], check=True, capture_output=True, text=True)
+def run(*arguments: object, benchmark: str = "seven_b.py") -> dict:
+    command = [sys.executable, str(BENCHMARKS / benchmark), *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -23,3 +24,9 @@ def test_scoring_and_slicing_stay_within_one_layers_memory(layout: str, tmp_path
     assert run("slice", tmp_path / "model", "--runs", 1)["peak_gib"] <= 1.25
     if layout == "single":
         assert run("score", tmp_path / "model", "--gram")["peak_gib"] <= 2.5
+
+
+@pytest.mark.parametrize(("what", "most"), [("gate-gradient", 1.6), ("weight-gradient", 2.2), ("weight-fisher", 1.6)])
+def test_gradients_stay_within_one_layers_memory(what: str, most: float, tmp_path: Path):
+    run("make", tmp_path / "model", "--layers", 2)
+    assert run("memory", tmp_path / "model", what, benchmark="seven_b_gradients.py")["peak_gib"] <= most

@@ -4,19 +4,23 @@ Forward once, keeping the hidden states between layers; then back from the last 
 forward passes and one backward pass in all.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.families.binding import Binding
 from secateur.gradients.estimator import KINDS, Task, lines_are_columns, oriented, reader_of, unit_of_column
+from secateur.gradients.samples import SampleGradients, states_of_samples
 from secateur.statistics.gate_gradient import GateGradient, column_gates, unit_gates
 from secateur.statistics.output_gradient import OutputGradientGramAccumulator
 from secateur.statistics.weight_gradient import WeightGradientAccumulator
-from secateur.streaming.backward import Taps, forward_for_back, walk_back
+from secateur.streaming.backward import GradientObserver, Taps, forward_for_back, walk_back
 from secateur.streaming.boundaries import Boundaries
+from secateur.streaming.collect import Request
 from secateur.streaming.hidden import HiddenStates, boundary, intact
 from secateur.streaming.loss import head_gradient
 
@@ -31,8 +35,8 @@ class Backprop:
     def passes(self) -> tuple[int, int]:
         return 2, 1
 
-    def states(self, num_layers: int) -> int:
-        return num_layers + 2
+    def states(self, binding: Binding, request: Request) -> int:
+        return binding.num_layers + 2 + states_of_samples(binding, request)
 
     def estimate(self, task: Task) -> Iterator[int]:
         """Goes on after the last finished layer with `task.resume`; the walk forward is run again and gives the same."""
@@ -49,7 +53,10 @@ class Backprop:
         with HiddenStates(shape, walk.dtype, directory=store.directory if task.spill else None, spill=task.spill) as hidden:
             yield from forward_for_back(walk, task.ids, hidden, boundaries, layers=top if goes_on else num_layers)
         del hidden
-        with HiddenStates(shape, walk.dtype, directory=store.directory, spill=task.spill, name="gradient") as gradient:
+        with (
+            HiddenStates(shape, walk.dtype, directory=store.directory, spill=task.spill, name="gradient") as gradient,
+            ExitStack() as kept,
+        ):
             if goes_on:
                 gradient.restore(top + 1)
             else:
@@ -57,7 +64,7 @@ class Backprop:
                     gradient.put(at, piece)
                 boundaries.drop(num_layers)
                 gradient.commit(num_layers)
-            current = LayerTaps(task)
+            current = LayerTaps(task, kept)
             for number in walk_back(walk, boundaries, gradient, current.taps, first=top):
                 store.save(number, current.result(number))
                 gradient.forget(number + 1)
@@ -67,36 +74,39 @@ class Backprop:
 
 
 class LayerTaps:
-    """The accumulators of the layer that is being walked back through."""
+    """The accumulators of the layer that is being walked back through. Files that they need are entered in `kept`."""
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.binding = task, task.binding
+    def __init__(self, task: Task, kept: ExitStack) -> None:
+        self.task, self.binding, self.kept = task, task.binding, kept
         self.units = {axis: unit_of_column(self.binding, axis).to(task.walk.device) for axis in task.axes}
         self.counts = {axis: int(units.max()) + 1 for axis, units in self.units.items()}
 
     def taps(self, layer: int, weights: Mapping[str, Tensor]) -> Taps:
         self.gates: dict[str, list[GateGradient]] = {}
-        self.weights: dict[str, WeightGradientAccumulator] = {}
-        self.outputs: dict[str, OutputGradientGramAccumulator] = {}
-        inputs: dict[str, list[Any]] = {}
-        outputs: dict[str, list[Any]] = {}
+        self.results: dict[tuple[str, str], Callable[[], Any]] = {}
+        inputs: dict[str, list[GradientObserver]] = {}
+        outputs: dict[str, list[GradientObserver]] = {}
         for place, kinds in self.task.request.kinds.items():
             if "gate-gradient" in kinds:
                 self.gates[place] = []
                 inputs.setdefault(reader_of(self.binding, place), []).append(self._gate_observer(place))
-            if kinds & {"weight-gradient", "weight-fisher"}:
-                matrix = oriented(self.binding, place, weights[f"{place}.weight"])
-                self.weights[place] = WeightGradientAccumulator(
-                    matrix, by_column=lines_are_columns(self.binding, place), fisher="weight-fisher" in kinds
-                )
-                outputs.setdefault(place, []).append(self.weights[place].update)
-            if "output-gradient-gram" in kinds:
-                matrix = oriented(self.binding, place, weights[f"{place}.weight"])
-                self.outputs[place] = OutputGradientGramAccumulator(len(matrix), self.task.walk.device)
-                outputs.setdefault(place, []).append(_of_gradient(self.outputs[place]))
+            for kind in sorted(kinds - {"gate-gradient"}):
+                observer, self.results[place, kind] = self._accumulator(place, kind, weights[f"{place}.weight"])
+                outputs.setdefault(place, []).append(observer)
         return Taps(inputs=inputs, outputs=outputs)
 
-    def _gate_observer(self, axis: str) -> Any:
+    def _accumulator(self, module: str, kind: str, stored: Tensor) -> tuple[GradientObserver, Callable[[], Any]]:
+        matrix, by_column = oriented(self.binding, module, stored), lines_are_columns(self.binding, module)
+        if kind == "output-gradient-gram":
+            gram = OutputGradientGramAccumulator(len(matrix), self.task.walk.device)
+            return lambda x, gradient: gram.update(gradient), gram.result
+        if kind == "weight-gradient":
+            whole = WeightGradientAccumulator(matrix, by_column=by_column)
+            return whole.update, whole.result
+        samples = self.kept.enter_context(SampleGradients(self.task, module, matrix, by_column=by_column))
+        return samples.update, samples.result
+
+    def _gate_observer(self, axis: str) -> GradientObserver:
         def observe(a: Float[Tensor, "block token column"], gradient: Float[Tensor, "block token column"]) -> None:
             t = unit_gates(column_gates(a, gradient), self.units[axis], self.counts[axis])
             self.gates[axis].append(GateGradient.of(t))
@@ -108,18 +118,10 @@ class LayerTaps:
         found: dict[str, dict[str, Any]] = {}
         for axis, parts in self.gates.items():
             found.setdefault(axis, {})["gate-gradient"] = sum(parts[1:], start=parts[0])
-        for module in [*self.weights]:
-            accumulator = self.weights.pop(module)
-            for kind in self.task.request.kinds[module] & {"weight-gradient", "weight-fisher"}:
-                made = accumulator.result() if kind == "weight-gradient" else accumulator.fisher()
-                found.setdefault(module, {})[kind] = made
-        for module in [*self.outputs]:
-            found.setdefault(module, {})["output-gradient-gram"] = self.outputs.pop(module).result()
+        for place, kind in [*self.results]:
+            found.setdefault(place, {})[kind] = self.results.pop((place, kind))()
+        self.kept.close()
         for place, kinds in found.items():
             for value in kinds.values():
                 value.require_finite(f"layer {layer}, {place}")
         return found
-
-
-def _of_gradient(accumulator: OutputGradientGramAccumulator) -> Any:
-    return lambda x, gradient: accumulator.update(gradient)

@@ -6,10 +6,12 @@ from typing import ClassVar
 
 import torch
 
+from secateur.families.binding import Binding
 from secateur.gradients.directions import ones
 from secateur.gradients.estimator import Task
 from secateur.gradients.sampling import SAMPLED
 from secateur.gradients.weight_space import reduce_after_clean_pass
+from secateur.streaming.collect import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Constant:
     def passes(self) -> tuple[int, int]:
         return 1, 0
 
-    def states(self, num_layers: int) -> int:
+    def states(self, binding: Binding, request: Request) -> int:
         return 1
 
     def estimate(self, task: Task) -> Iterator[int]:

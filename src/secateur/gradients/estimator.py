@@ -58,8 +58,8 @@ class Estimator(Protocol):
         """(forward passes, backward passes) over the calibration set."""
         ...
 
-    def states(self, num_layers: int) -> int:
-        """Copies of the calibration blocks' hidden states that are held at once, in memory or in files."""
+    def states(self, binding: Binding, request: Request) -> int:
+        """Copies of the calibration blocks' hidden states that are held at once for `request`, in memory or in files."""
         ...
 
 
@@ -113,8 +113,8 @@ def working_bytes(request: Request, binding: Binding, dtype: torch.dtype) -> int
         if kinds - {"gate-gradient"}:
             spec = binding.layer[f"{place}.weight"]
             shape = axes.shape(spec, binding.sizes)
-            matrices = ("weight-gradient" in kinds or "weight-fisher" in kinds) + ("weight-fisher" in kinds)
-            total += matrices * shape[0] * shape[1] * wide
+            if "weight-gradient" in kinds:
+                total += shape[0] * shape[1] * wide
             if "output-gradient-gram" in kinds:
                 total += 8 * shape[1 - min(spec.inputs)] ** 2
     return max(total, parameters(binding.layer.values(), binding.sizes) * dtype.itemsize if request.kinds else 0)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from secateur.families.binding import Binding
 from secateur.gradients.branches import Branches, Layer, walk_branches
 from secateur.gradients.directions import Design
 from secateur.gradients.estimator import Task
@@ -46,7 +47,7 @@ class ForwardMode:
         """A directional derivative counts as two forward passes."""
         return 2 * self.n + 1, 0
 
-    def states(self, num_layers: int) -> int:
+    def states(self, binding: Binding, request: Request) -> int:
         return self.n + 1
 
     def estimate(self, task: Task) -> Iterator[int]:

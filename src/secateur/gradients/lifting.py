@@ -14,7 +14,15 @@ from torch import Tensor
 
 from secateur.statistics.gate_gradient import GateGradient
 from secateur.statistics.moments import Moments
-from secateur.statistics.weight_gradient import Lines, WeightFisher, WeightGradient, reduce_fisher, reduce_gradient, row_blocks
+from secateur.statistics.weight_gradient import (
+    Lines,
+    SampleSums,
+    WeightFisher,
+    WeightGradient,
+    reduce_fisher,
+    reduce_gradient,
+    row_blocks,
+)
 
 
 def lifted_gradient(
@@ -29,17 +37,15 @@ def lifted_fisher(
     weight: Float[Tensor, "out column"], unit: Int[Tensor, " column"], gates: GateGradient, tokens: int
 ) -> WeightFisher:
     """Of a reader, of the samples' mean token losses."""
-    wide, inverse, mean = _wide(weight), _inverse_norms(weight, unit), 1 / (tokens - 1)
-    signed, absolute = (t[unit] * inverse * mean for t in (gates.signed / gates.samples, gates.absolute))
-    squares = gates.squares[unit] * (inverse * mean).square()
-    return reduce_fisher(
-        weight,
-        lambda rows: weight[rows].to(wide) * signed.to(wide),
-        lambda rows: weight[rows].to(wide).square() * squares.to(wide),
-        absolute * _column_norms(weight),
-        gates.samples,
-        by_column=True,
-    )
+    wide, inverse = _wide(weight), _inverse_norms(weight, unit)
+    signed, absolute = (t[unit] * inverse for t in (gates.signed, gates.absolute))
+    squares = gates.squares[unit] * inverse.square()
+
+    def sums(rows: slice) -> SampleSums:
+        w = weight[rows].to(wide)
+        return SampleSums(w * signed.to(wide), w.abs() * absolute.to(wide), w.square() * squares.to(wide))
+
+    return reduce_fisher(weight, sums, gates.samples, tokens, by_column=True)
 
 
 def no_gradient(lines: int) -> WeightGradient:

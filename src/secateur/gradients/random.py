@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.families.binding import Binding
 from secateur.gradients.directions import Gaussian, generator
 from secateur.gradients.estimator import Task
 from secateur.gradients.sampling import SAMPLED, check_count
 from secateur.gradients.weight_space import reduce_after_clean_pass
+from secateur.streaming.collect import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Random:
     def passes(self) -> tuple[int, int]:
         return 1, 0
 
-    def states(self, num_layers: int) -> int:
+    def states(self, binding: Binding, request: Request) -> int:
         return 1
 
     def estimate(self, task: Task) -> Iterator[int]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from secateur.families.binding import Binding
 from secateur.gradients.branches import Branches, Change, Layer, sides, two_sided, walk_branches
 from secateur.gradients.directions import Design
 from secateur.gradients.estimator import Task
@@ -51,7 +52,7 @@ class SpsaGates:
     def passes(self) -> tuple[int, int]:
         return 2 * self.n + 1, 0
 
-    def states(self, num_layers: int) -> int:
+    def states(self, binding: Binding, request: Request) -> int:
         return 2 * self.n + 1
 
     def estimate(self, task: Task) -> Iterator[int]:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.families.binding import Binding
 from secateur.gradients.branches import Branches, Layer, sides, two_sided, walk_branches
 from secateur.gradients.directions import Direction, Gaussian
 from secateur.gradients.estimator import Task, oriented
@@ -53,7 +54,7 @@ class SpsaWeights:
     def passes(self) -> tuple[int, int]:
         return 2 * self.n + 1, 0
 
-    def states(self, num_layers: int) -> int:
+    def states(self, binding: Binding, request: Request) -> int:
         return 2 * self.n + 1
 
     def estimate(self, task: Task) -> Iterator[int]:

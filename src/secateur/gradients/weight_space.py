@@ -21,7 +21,7 @@ from secateur.statistics.gate_gradient import GateGradient, unit_gates
 from secateur.statistics.moments import Moments
 from secateur.statistics.weight_gradient import (
     ELEMENTS,
-    Lines,
+    SampleSums,
     WeightFisher,
     WeightGradient,
     reduce_fisher,
@@ -120,19 +120,11 @@ class SampledMatrix:
 
     def fisher(self, tokens: int, *, by_column: bool) -> WeightFisher:
         """Of the samples' mean token losses."""
-        number, mean, lines = len(self.rho), 1 / (tokens - 1), Lines(self.weight, by_column)
-        l1 = lines.zeros()
-        for rows in _few_rows(slice(0, len(self.weight))):
-            for g in self.samples(rows):
-                lines.add(l1, rows, g.abs().sum(0) * self.weight[rows].abs())
+        return reduce_fisher(self.weight, self.sums, len(self.rho), tokens, by_column=by_column)
 
-        def squares(rows: slice) -> Float[Tensor, "row column"]:
-            parts = [torch.stack([g.square().sum(0) for g in self.samples(few)]).sum(0) for few in _few_rows(rows)]
-            return torch.cat(parts) * mean**2
-
-        return reduce_fisher(
-            self.weight, lambda rows: self.total(rows) * (mean / number), squares, l1 * mean, number, by_column=by_column
-        )
+    def sums(self, rows: slice) -> SampleSums:
+        parts = [SampleSums.of(g for some in self.samples(few) for g in some) for few in _few_rows(rows)]
+        return SampleSums(*map(torch.cat, zip(*parts, strict=True)))
 
     def column_gates(self) -> Float[Tensor, "sample column"]:
         """sum_i g_n,ij W_ij for each column j, float64: the gate gradients of the inputs, if this matrix reads them alone."""

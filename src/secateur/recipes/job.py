@@ -121,7 +121,7 @@ class Job:
     @property
     def states(self) -> int:
         """Copies of the calibration blocks' hidden states that the gradient takes."""
-        return self.estimator.states(self.binding.num_layers) if self.estimator else 0
+        return self.estimator.states(self.binding, self.gradients) if self.estimator else 0
 
     @property
     def peak(self) -> int:

@@ -11,7 +11,7 @@ p = g_ij W_ij, x_j the matrix's input and sums over the line's elements:
 g is the gradient of the *summed* loss over the whole calibration set, so none of these but `signed` adds up over parts of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -85,8 +85,30 @@ class WeightFisher(NamedTuple):
         return self
 
 
-# Rows of a matrix -> the same rows of its gradient.
+class SampleSums(NamedTuple):
+    """Over the gradients g_n of every sample's summed loss, element by element; float32, or float64 where they are."""
+
+    signed: Float[Tensor, "row column"]
+    absolute: Float[Tensor, "row column"]
+    squares: Float[Tensor, "row column"]
+
+    @classmethod
+    def of(cls, gradients: Iterable[Float[Tensor, "row column"]]) -> "SampleSums":
+        """Of at least one sample, one after another."""
+        sums = None
+        for g in gradients:
+            g = g.to(torch.promote_types(g.dtype, torch.float32))
+            sums = sums or cls(*(torch.zeros_like(g) for _ in cls._fields))
+            sums.signed.add_(g)
+            sums.absolute.add_(g.abs())
+            sums.squares.addcmul_(g, g)
+        assert sums is not None
+        return sums
+
+
+# Rows of a matrix -> the same rows of its gradient, or of sums over its samples' gradients.
 Rows = Callable[[slice], Float[Tensor, "row column"]]
+Sums = Callable[[slice], SampleSums]
 
 
 def row_blocks(weight: Float[Tensor, "out column"]) -> Iterator[slice]:
@@ -135,70 +157,39 @@ def reduce_gradient(weight: Float[Tensor, "out column"], gradient: Rows, inputs:
 
 
 def reduce_fisher(
-    weight: Float[Tensor, "out column"],
-    gradient: Rows,
-    squares: Rows,
-    l1: Float[Tensor, " line"],
-    samples: int,
-    *,
-    by_column: bool,
+    weight: Float[Tensor, "out column"], sums: Sums, samples: int, tokens: int, *, by_column: bool
 ) -> WeightFisher:
-    """`gradient`: mean over samples of g_n. `squares`: sum over samples of g_n^2. `l1`: see `WeightFisher`."""
-    lines = Lines(weight, by_column)
-    second, mixed, l2 = lines.zeros(), lines.zeros(), lines.zeros()
+    """`tokens` of each of the `samples`, of which all but one are predicted."""
+    lines, mean = Lines(weight, by_column), 1 / (tokens - 1)
+    second, mixed, l1, l2 = (lines.zeros() for _ in range(4))
     for rows in row_blocks(weight):
-        g, square = gradient(rows), squares(rows)
-        w = weight[rows].to(g.dtype)
-        fisher = w.square() * (square / samples)
+        signed, absolute, squares = sums(rows)
+        w = weight[rows].to(signed.dtype)
+        fisher = w.square() * (squares * (mean**2 / samples))
         lines.add(second, rows, fisher)
-        lines.add(mixed, rows, (g * w - fisher / 2).abs_())
-        lines.add(l2, rows, w.abs() * square.sqrt())
+        lines.add(mixed, rows, (w * (signed * (mean / samples)) - fisher / 2).abs_())
+        lines.add(l1, rows, w.abs() * (absolute * mean))
+        lines.add(l2, rows, w.abs() * (squares.sqrt() * mean))
     return WeightFisher(second, mixed, l1, l2)
 
 
 class WeightGradientAccumulator:
-    """Forms one matrix's gradient from its inputs and its outputs' gradients: one matrix in float32 (float64 if the walk is).
+    """Forms one matrix's gradient from its inputs and its outputs' gradients: one matrix in float32 (float64 if the walk is)."""
 
-    `fisher`: also the sum of the squares of every sample's gradient, a second such matrix, and a product for each sample.
-    """
-
-    def __init__(self, weight: Float[Tensor, "out column"], *, by_column: bool, fisher: bool = False) -> None:
-        self._weight, self._by_column, self._lines = weight, by_column, Lines(weight, by_column)
-        self._wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self._total = torch.zeros(weight.shape, dtype=self._wide, device=weight.device)
-        self._squares = torch.zeros_like(self._total) if fisher else None
-        self._l1 = self._lines.zeros()
+    def __init__(self, weight: Float[Tensor, "out column"], *, by_column: bool) -> None:
+        self._weight, self._by_column = weight, by_column
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self._total = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         zero = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
-        self._inputs, self._samples, self._tokens = Moments(0, zero, zero), 0, 0
+        self._inputs = Moments(0, zero, zero)
 
     def update(self, x: Float[Tensor, "sample token column"], gradient: Float[Tensor, "sample token out"]) -> None:
         """Of a few whole samples. `gradient` is of the summed loss with respect to the matrix's output."""
         self._inputs += Moments.of(x)
-        self._samples, self._tokens = self._samples + len(x), x.shape[1]
-        if self._squares is None:
-            self._add(x.flatten(0, 1), gradient.flatten(0, 1))
-            return
-        for one, its_gradient in zip(x, gradient, strict=True):
-            self._add(one, its_gradient)
-
-    def _add(self, x: Float[Tensor, "token column"], gradient: Float[Tensor, "token out"]) -> None:
+        x, gradient = x.flatten(0, 1), gradient.flatten(0, 1)
         for at in range(0, len(self._weight), ROWS):
             rows = slice(at, at + ROWS)
-            g = gradient[:, rows].mT @ x
-            self._total[rows].add_(g)
-            if self._squares is not None:
-                g = g.to(self._wide)
-                self._squares[rows].addcmul_(g, g)
-                self._lines.add(self._l1, rows, g.abs_().mul_(self._weight[rows].abs()))
+            self._total[rows].add_(gradient[:, rows].mT @ x)
 
     def result(self) -> WeightGradient:
         return reduce_gradient(self._weight, lambda rows: self._total[rows], self._inputs, by_column=self._by_column)
-
-    def fisher(self) -> WeightFisher:
-        """Of the samples' mean token losses."""
-        assert self._squares is not None
-        mean, squares = 1 / (self._tokens - 1), self._squares
-        return reduce_fisher(
-            self._weight, lambda rows: self._total[rows] * (mean / self._samples), lambda rows: squares[rows] * mean**2,
-            self._l1 * mean, self._samples, by_column=self._by_column,
-        )  # fmt: skip

@@ -15,7 +15,8 @@ class HiddenStates:
     """[block, token, hidden] of the boundary before `layer`, replaced block by block while a layer runs.
 
     With `directory`, `commit` leaves the boundary there as `NAME-NNN.safetensors`. With `spill` the blocks live in files alone,
-    so that memory holds no more than the blocks in use. As a context it removes what it was writing when the block ends badly.
+    so that memory holds no more than the blocks in use; else they are held on `device`, the CPU by default. As a context it removes
+    what it was writing when the block ends badly.
     """
 
     def __init__(
@@ -26,11 +27,12 @@ class HiddenStates:
         directory: Path | None = None,
         spill: bool = False,
         name: str = "hidden",
+        device: torch.device | None = None,
     ) -> None:
         assert directory is not None or not spill, "spilling needs a directory"
         self.shape, self.dtype = shape, dtype
         self._directory, self._spill, self._name = directory, spill, name
-        self._memory = None if spill else torch.empty(shape, dtype=dtype)
+        self._memory = None if spill else torch.empty(shape, dtype=dtype, device=device)
         self._reader: TensorFile | None = None
         self._writer: TensorWriter | None = None
 
