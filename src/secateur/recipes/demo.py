@@ -53,7 +53,7 @@ def demo(report: Reporter) -> DemoResult:
     start = time.perf_counter()
     model = default_model()
     warn_of_other_text(model, report)
-    settings = PruneSettings(model=str(model), out=OUT / "pruned", ratio=RATIO, calibration="stdlib", force=True)
+    settings = PruneSettings(model=str(model), out=OUT / "pruned", ratio=RATIO, calibration="stdlib", stock=True, force=True)
     result = prune(settings, report)
     assert isinstance(result, PruneResult)
     report.say("loading both with transformers, to compare what they say and how fast")

@@ -75,13 +75,16 @@ def recipe_of(settings: PruneSettings) -> Recipe:
 
 
 def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
-    """The settings with nothing left open. `method` keeps a recipe's name; instead of an effort stands what it chose."""
+    """The settings with nothing left open. `method` keeps a recipe's name; instead of an effort stands what it chose.
+
+    A stock checkpoint has equal layers, so `--stock` means the uniform allocation where none is given.
+    """
     recipe = recipe_of(settings)
     given = {
         "method": settings.method or recipe.method,
         "effort": None,
         "compensate": settings.compensate or recipe.compensate,
-        "allocation": settings.allocation or recipe.allocation,
+        "allocation": settings.allocation or ("uniform" if settings.stock else recipe.allocation),
         "protect": recipe.protect(num_layers) if settings.protect is None else settings.protect,
         "gradient": settings.gradient or recipe.gradient,
     }
