@@ -114,8 +114,9 @@ class Refit:
                 hidden.forget(num_layers)
 
     def _sweep(self, first: int) -> None:
-        keep = {boundary(self.rewritten.directory, first, name) for name in (DENSE, PRUNED)}
-        Store(directory=self.rewritten.directory).sweep(keep=boundary(self.rewritten.directory, first, DENSE))
+        done = first == self.walk.binding.num_layers
+        keep = set() if done else {boundary(self.rewritten.directory, first, name) for name in (DENSE, PRUNED)}
+        Store(directory=self.rewritten.directory).sweep(keep=None if done else boundary(self.rewritten.directory, first, DENSE))
         for path in self.rewritten.directory.glob(f"{PRUNED}-*.safetensors"):
             if path not in keep:
                 path.unlink(missing_ok=True)
