@@ -123,5 +123,3 @@ def small_weights(model: nn.Module, layer: int, kept: Kept) -> dict[str, Tensor]
             x = x.index_select(d, naive_mask(dim, sizes, kept).nonzero().flatten())
         found[name] = x
     return found
-
-

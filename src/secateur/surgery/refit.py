@@ -103,17 +103,20 @@ class Refit:
                     pruned.put(a, dense.get(a, b))
                 pruned.commit(0)
             for number in range(first, num_layers):
-                Layer(self, number, dense, pruned).run()
+                changed = Layer(self, number, dense, pruned).run()
                 for hidden in (dense, pruned):
                     hidden.commit(number + 1)
+                self.rewritten.save(number, changed)  # after the boundaries: where it is, the walk can go on from there
+                for hidden in (dense, pruned):
                     hidden.forget(number)
                 yield number
             for hidden in (dense, pruned):
                 hidden.forget(num_layers)
 
     def _sweep(self, first: int) -> None:
-        keep = {boundary(self.rewritten.directory, first, name) for name in (DENSE, PRUNED)}
-        Store(directory=self.rewritten.directory).sweep(keep=boundary(self.rewritten.directory, first, DENSE))
+        done = first == self.walk.binding.num_layers
+        keep = set() if done else {boundary(self.rewritten.directory, first, name) for name in (DENSE, PRUNED)}
+        Store(directory=self.rewritten.directory).sweep(keep=None if done else boundary(self.rewritten.directory, first, DENSE))
         for path in self.rewritten.directory.glob(f"{PRUNED}-*.safetensors"):
             if path not in keep:
                 path.unlink(missing_ok=True)
@@ -135,7 +138,8 @@ class Layer:
         self.changed: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def run(self) -> None:
+    def run(self) -> dict[str, Tensor]:
+        """The weights that were refitted, by relative name."""
         batches = self.walk.batches(self.task.ids.shape)
         first = batches[0]
         order = stages(self.binding, self.module, lambda: self._dense(*first))
@@ -150,7 +154,7 @@ class Layer:
                 raise blame(self.walk.source, self.number, OVERFLOW)
             self.dense.put(a, dense)
             self.pruned.put(a, pruned)
-        self.task.rewritten.save(self.number, self.changed)
+        return self.changed
 
     def _dense(self, a: int, b: int) -> Tensor:
         hidden = self.dense.get(a, b).to(self.walk.device)
@@ -181,7 +185,11 @@ class Layer:
         if same:  # nothing has changed before this stage yet
             return
         given = self.task.how.ridge
-        for module, found in zip(stage.modules, regression.solve(None if given < 0 else given), strict=True):
+        try:
+            solved = regression.solve(None if given < 0 else given)
+        except UserError as error:
+            raise blame(self.walk.source, self.number, str(error)) from None
+        for module, found in zip(stage.modules, solved, strict=True):
             self._change(module, found, stage.biased)
             note = {"layer": self.number, "module": module, "ridge": found.ridge, "error": found.error, "repairs": repairs}
             self.task.report.append(note)
@@ -215,7 +223,7 @@ class Layer:
 
     def _stored(self, name: str, computed: Tensor) -> Tensor:
         """A sliced weight as it is stored, where that says more than the type that is computed in."""
-        if self.types[name].itemsize <= self.walk.dtype.itemsize:
+        if torch.promote_types(self.types[name], self.walk.dtype) == self.walk.dtype:
             return computed
         whole = self.walk.source.read(self.binding.layer_name(self.number, name))
         return axes.select(whole, self.binding.layer[name], self.binding.sizes, self.kept).to(self.walk.device)
