@@ -69,7 +69,7 @@ def test_layers_of_different_sizes_keep_the_same_fraction():
 
 
 def test_floor_removes_no_more_heads_than_the_fraction():
-    """Four ninths of nine heads are four; 0.49 of them are 4.4 and 0.55 are 4.95, of which floor takes 4 and nearest 4 and 5."""
+    """Of nine heads 4, 4.41 and 4.95 would leave."""
     ladders = stack(3, 9, 100, 450, channel_cost=4)
     total = sum(x.parameters for x in ladders)
     for ratio, nearest in ((4 / 9, 5), (0.49, 5), (0.55, 4)):
