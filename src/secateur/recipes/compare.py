@@ -4,17 +4,18 @@ All in one process; what is finished is remembered, and so are the statistics th
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from secateur.errors import UserError
 from secateur.recipes.cells import cells_of, hardware, make_out, pruning, remembered
 from secateur.recipes.job import Job, prepare
 from secateur.recipes.prune import prune
 from secateur.recipes.result import PruneResult
+from secateur.recipes.texts import Texts, open_texts
 from secateur.reporter import Batch, Reporter
 from secateur.reporting.card import command, portable
 from secateur.runs import RunDirectory, environment
@@ -43,7 +44,7 @@ class Cell:
     allocation: str | None = None
     verified: float | None = None
     seconds: float | None = None
-    """Of the whole pruning. Statistics that methods share are in the seconds of the one that needed them first."""
+    """Of the pruning without reading the texts. Statistics that methods share are in the seconds of the first that needed them."""
     environment: int | None = None
     """Which of the comparison's environments it was run in."""
     refused: str | None = None
@@ -74,93 +75,114 @@ class Comparison:
         return asdict(self)
 
 
+class Key(NamedTuple):
+    """Which cell: one entry of `--methods` at one ratio under one seed."""
+
+    entry: str
+    ratio: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.entry} at {self.ratio} with seed {self.seed}"
+
+
 def compare(settings: CompareSettings, report: Reporter) -> Comparison:
     """Run all cells; a second call takes the finished ones from the run directory, and tries the refused ones again.
 
     Raises `UserError` for what no cell could do with: an unknown method, texts that cannot be used; and if every cell refused.
     """
     make_out(settings.out)
-    job = _checked(settings)
-    run = cells_of(settings, job, "compare", methods=("any",), ratios=(PROBE,))
-    keys = [(entry, ratio, seed) for seed in settings.seeds for ratio in settings.ratios for entry in settings.methods]
-    quiet = Batch(report)
-    waiting = f"another comparison is at work in {run.path}: waiting for what it finds"
-    with run.alone(lambda: report.say(waiting)), _scratch(run) as out:
-        bodies = [_cell(settings, run, out, *key, quiet) for key in report.track(keys, "comparing", len(keys))]
-    return _comparison(settings, job, keys, bodies)
+    bench = Bench(settings=settings, job=_checked(settings), report=Batch(report))
+    keys = [Key(m, r, seed) for seed in settings.seeds for r in settings.ratios for m in settings.methods]
+    waiting = f"another comparison is at work in {bench.run.path}: waiting for what it finds"
+    with bench.run.alone(lambda: report.say(waiting)):
+        bodies = {key: bench.found(key) for key in report.track(keys, "comparing", len(keys))}
+        shutil.rmtree(bench.scratch.parent, ignore_errors=True)
+    return _comparison(settings, bench.job, bodies)
 
 
 def _checked(settings: CompareSettings) -> Job:
-    """A job of the first seed. Raises `UserError` for an entry that no ratio could help."""
+    """A job of the first entry and seed. Raises `UserError` for an entry that no ratio could help."""
     jobs = []
     for entry in settings.methods:
         try:
-            jobs.append(prepare(_settings(settings, entry, PROBE, settings.seeds[0], dry_run=True)))
+            jobs.append(prepare(_settings(settings, Key(entry, PROBE, settings.seeds[0]), dry_run=True)))
         except UserError as error:
             raise UserError(f"{entry!r} of --methods cannot be run: {error}") from None
     return jobs[0]
 
 
-@contextmanager
-def _scratch(run: RunDirectory) -> Iterator[Path]:
-    """Where each pruned model is written over the one before; nothing of it stays, not even of a killed run."""
-    directory = run.path / "scratch"
-    try:
-        yield directory / "pruned"
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+def _settings(settings: CompareSettings, key: Key, **options: Any) -> PruneSettings:
+    return pruning(settings, **parse_entry(key.entry), ratio=key.ratio, seed=key.seed, **options)
 
 
-def _settings(settings: CompareSettings, entry: str, ratio: float, seed: int, **options: Any) -> PruneSettings:
-    return pruning(settings, **parse_entry(entry), ratio=ratio, seed=seed, **options)
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where cells are run."""
 
+    settings: CompareSettings
+    job: Job
+    """Of the first entry and seed, at no ratio of the comparison's."""
+    report: Reporter
 
-def _cell(
-    settings: CompareSettings, run: RunDirectory, out: Path, entry: str, ratio: float, seed: int, report: Reporter
-) -> dict[str, Any]:
-    """What a cell found. A refusal is not remembered: what is mended since is then found."""
+    @cached_property
+    def run(self) -> RunDirectory:
+        return cells_of(self.settings, self.job, "compare", methods=("any",), ratios=(PROBE,))
 
-    def find() -> dict[str, Any]:
-        asked = _settings(settings, entry, ratio, seed, out=out, force=True, resume=True)
-        result = prune(asked, report)
+    @property
+    def scratch(self) -> Path:
+        """Where each pruned model is written over the one before."""
+        return self.run.path / "scratch" / "pruned"
+
+    @cached_property
+    def texts(self) -> dict[int, Texts]:
+        """Seed -> the texts, opened once for all cells of that seed; filled as they are needed."""
+        return {self.job.settings.seed: self.job.texts}
+
+    def found(self, key: Key) -> dict[str, Any]:
+        """What a cell found. A refusal is not remembered: what is mended since is then found."""
+        try:
+            return remembered(self.run, str(key), lambda: self._pruned(key))
+        except UserError as error:
+            self.report.warn(f"{key} was refused: {error}")
+            return {"refused": str(error)}
+
+    def _pruned(self, key: Key) -> dict[str, Any]:
+        asked = _settings(self.settings, key, out=self.scratch, force=True, resume=True)
+        if key.seed not in self.texts:
+            self.texts[key.seed] = open_texts(asked, self.job.source)
+        result = prune(asked, self.report, self.texts[key.seed])
         assert isinstance(result, PruneResult)
         found = result.to_json()
-        return {name: found[name] for name in FOUND} | {"environment": environment() | hardware(settings.device)}
-
-    try:
-        return remembered(run, f"{entry} at {ratio} with seed {seed}", find)
-    except UserError as error:
-        report.warn(f"{entry} at {ratio:g} with seed {seed} was refused: {error}")
-        return {"refused": str(error)}
+        return {name: found[name] for name in FOUND} | {"environment": environment() | hardware(self.settings.device)}
 
 
-def _comparison(
-    settings: CompareSettings, job: Job, keys: list[tuple[str, float, int]], bodies: list[dict[str, Any]]
-) -> Comparison:
-    done = [(seed, body) for (_, _, seed), body in zip(keys, bodies, strict=True) if "refused" not in body]
+def _comparison(settings: CompareSettings, job: Job, bodies: Mapping[Key, dict[str, Any]]) -> Comparison:
+    done = {key: body for key, body in bodies.items() if "refused" not in body}
     if not done:
-        raise UserError(f"no method could be run at any ratio. The first refusal: {bodies[0]['refused']}")
-    _, first = done[0]
+        refusal = next(iter(bodies.values()))["refused"]
+        raise UserError(f"no method could be run at any of the ratios. The first refusal: {refusal}")
+    first = next(iter(done.values()))
     places: list[dict[str, Any]] = []
-    for _, body in done:
+    for body in done.values():
         if body["environment"] not in places:
             places.append(body["environment"])
-    cells = tuple(_told(*key, body, places) for key, body in zip(keys, bodies, strict=True))
     asked = portable(settings.to_json())
     return Comparison(
         model=asked["model"], fingerprint=job.source.fingerprint, command=command(asked, "compare"),
         perplexity_before=first["perplexity_before"], parameters_before=first["parameters_before"], evaluation=first["evaluation"],
-        calibration={str(seed): body["calibration"] for seed, body in done},
-        overlap={str(seed): body["overlap"] for seed, body in done}, cells=cells, environments=tuple(places),
-        seconds=sum(body["seconds"] for _, body in done), settings=asked,
+        calibration={str(key.seed): body["calibration"] for key, body in done.items()},
+        overlap={str(key.seed): body["overlap"] for key, body in done.items()},
+        cells=tuple(_told(key, body, places) for key, body in bodies.items()), environments=tuple(places),
+        seconds=sum(body["seconds"] for body in done.values()), settings=asked,
     )  # fmt: skip
 
 
-def _told(entry: str, ratio: float, seed: int, body: dict[str, Any], places: list[dict[str, Any]]) -> Cell:
+def _told(key: Key, body: dict[str, Any], places: list[dict[str, Any]]) -> Cell:
     if "refused" in body:
-        return Cell(entry=entry, ratio=ratio, seed=seed, refused=body["refused"])
+        return Cell(**key._asdict(), refused=body["refused"])
     return Cell(
-        entry=entry, ratio=ratio, seed=seed, ratio_reached=body["ratio_reached"], perplexity=body["perplexity_after"],
+        **key._asdict(), ratio_reached=body["ratio_reached"], perplexity=body["perplexity_after"],
         parameters=body["parameters_after"], compensate=body["compensate"], allocation=body["allocation"],
         verified=body["verified"], seconds=body["seconds"], environment=places.index(body["environment"]),
     )  # fmt: skip

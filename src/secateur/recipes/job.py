@@ -50,6 +50,8 @@ class Job:
     """Parameters of the original that must leave; what a compensation adds does not count against a ratio."""
     shape: Shape
     """How the result is expected to be written; for allocations that follow the scores, as unequal layers."""
+    opened: Texts | None = None
+    """The texts, where they have been opened before."""
 
     @property
     def binding(self) -> Binding:
@@ -69,7 +71,7 @@ class Job:
     @cached_property
     def texts(self) -> Texts:
         """Raises `UserError` for texts that cannot be used."""
-        return open_texts(self.settings, self.source)
+        return self.opened or open_texts(self.settings, self.source)
 
     @property
     def blocks(self) -> tuple[Blocks, Blocks | None]:
@@ -131,8 +133,8 @@ class Job:
         return new_biases(self.binding, self.compensation, self.scope.axes)
 
 
-def prepare(settings: PruneSettings) -> Job:
-    """Check the whole job. Raises `UserError`; nothing has been written by then."""
+def prepare(settings: PruneSettings, texts: Texts | None = None) -> Job:
+    """Check the whole job. Raises `UserError`; nothing has been written by then. `texts`: what the settings name, if open."""
     criterion = CRITERIA.spelled(recipe_of(settings.method).method)
     device = open_device(settings.device)
     if settings.out is not None:
@@ -168,7 +170,7 @@ def prepare(settings: PruneSettings) -> Job:
         )
     return Job(
         settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
-        allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator,
+        allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator, opened=texts,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def compare_table(found: Found) -> str:
     if len(methods(found)) > 1:
         parts.append(_degradations(found))
     parts += [part for part in (_reached(found), _refusals(found)) if part]
-    return "\n\n".join([*parts, _made_by(found)]) + "\n"
+    return "\n\n".join(part.strip() for part in (*parts, _made_by(found))) + "\n"
 
 
 def methods(found: Found) -> list[str]:

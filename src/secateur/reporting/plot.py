@@ -57,20 +57,19 @@ def logarithmic(found: Found, lines: dict[str, list[tuple[float, float, float, f
 
 def _draw(axes: Any, method: str, line: list[tuple[float, float, float, float]], number: int) -> None:
     x, middle, low, high = zip(*line, strict=True)
-    axes.plot(
-        x, middle, color=f"C{number % 10}", linestyle=LINES[number // 10 % len(LINES)], marker=MARKERS[number % len(MARKERS)],
-        markersize=4.5, linewidth=1.4, label=method.replace("$", r"\$"),
-    )  # fmt: skip
+    marker = MARKERS[(number + number // 10) % len(MARKERS)]
+    style = {"color": f"C{number % 10}", "linestyle": LINES[number // 10 % len(LINES)], "marker": marker}
+    axes.plot(x, middle, **style, markersize=4.5, linewidth=1.4, label=method.replace("$", r"\$"))
     axes.fill_between(x, low, high, color=f"C{number % 10}", alpha=0.15, linewidth=0)
 
 
 def _finish(axes: Any, found: Found, lines: dict[str, list[tuple[float, float, float, float]]]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xlabel("block parameters removed")
     axes.set_ylabel("perplexity")
     axes.set_title(found["model"], fontsize=10)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 2):g}%"))
     if logarithmic(found, lines):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
