@@ -35,3 +35,22 @@ class Quiet:
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         return iter(items)
+
+
+class Batch:
+    """For many jobs in a row: how far each is, what is worth a warning once, and nothing else."""
+
+    def __init__(self, report: Reporter) -> None:
+        self._report = report
+        self._warned: set[str] = set()
+
+    def say(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._report.warn(text)
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        return self._report.track(items, label, total)

@@ -44,12 +44,12 @@ main()
 """
 
 
-def kill(model: Path, place: str, **options: Any) -> None:
-    """Prune in another process that is killed at a place: module:Class.method:number of the call:before or after it."""
+def kill(model: Path, place: str, *, verb: str = "prune", **options: Any) -> None:
+    """Prune or the like in another process that is killed at a place: module:Class.method:number of the call:before or after it."""
     flags = [
         f"--{'eval' if n == 'evaluation' else n.replace('_', '-')}" + ("" if v is True else f"={v}") for n, v in options.items()
     ]
-    done = subprocess.run([sys.executable, "-c", KILLER, place, "prune", str(model), *flags], capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLER, place, verb, str(model), *flags], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr.decode()
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli.compare import compare
 from secateur.cli.demo import demo
 from secateur.cli.evaluate import evaluate
 from secateur.cli.inspect import inspect
@@ -26,6 +27,7 @@ app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("ls")(ls)
 app.command("demo")(demo)
+app.command("compare")(compare)
 app.add_typer(study, name="study")
 
 

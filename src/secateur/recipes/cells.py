@@ -51,12 +51,10 @@ def remembered(run: RunDirectory, key: str, find: Callable[[], dict[str, Any]]) 
     return run.recall(key) or found  # as a second call finds it, to the order of its names
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: str) -> dict[str, Any]:
     """What the seconds were measured on."""
-    return {
-        "cpu": _cpu(), "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-    }  # fmt: skip
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return {"cpu": _cpu(), "threads": torch.get_num_threads(), "device": name}
 
 
 def _cpu() -> str:

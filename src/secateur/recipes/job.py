@@ -57,6 +57,8 @@ class Job:
     """How the result is expected to be written; for allocations that follow the scores, as unequal layers."""
     leaving: int = 0
     """Layers that leave whole, where the criterion is one of layers."""
+    opened: Texts | None = None
+    """The texts, where they have been opened before."""
 
     @property
     def binding(self) -> Binding:
@@ -76,7 +78,7 @@ class Job:
     @cached_property
     def texts(self) -> Texts:
         """Raises `UserError` for texts that cannot be used."""
-        return open_texts(self.settings, self.source)
+        return self.opened or open_texts(self.settings, self.source)
 
     @property
     def blocks(self) -> tuple[Blocks, Blocks | None]:
@@ -147,8 +149,8 @@ class Job:
         return new_biases(self.binding, self.compensation, self.scope.axes)
 
 
-def prepare(settings: PruneSettings) -> Job:
-    """Check the whole job. Raises `UserError`; nothing has been written by then."""
+def prepare(settings: PruneSettings, texts: Texts | None = None) -> Job:
+    """Check the whole job. Raises `UserError`; nothing has been written by then. `texts`: what the settings name, if open."""
     criterion = criterion_of(settings)
     device = open_device(settings.device)
     if settings.out is not None:
@@ -177,7 +179,7 @@ def prepare(settings: PruneSettings) -> Job:
         budget, shape = _of_units(settings, source, scope, compensation, allocator)
     return Job(
         settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
-        allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator, leaving=leaving,
+        allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator, leaving=leaving, opened=texts,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from secateur.recipes.job import Job, prepare
 from secateur.recipes.refit import refit
 from secateur.recipes.result import PruneResult
 from secateur.recipes.steps import choose_layers, choose_plan, finish, gather, operate, perplexity, scores_of
+from secateur.recipes.texts import Texts
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings, spell_bytes
@@ -21,10 +22,10 @@ from secateur.streaming.finite import check_outer
 from secateur.streaming.memory import peak
 
 
-def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
-    """Prune a checkpoint; with `dry_run`, only say what it would take and give."""
+def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None) -> PruneResult | Forecast:
+    """Prune a checkpoint; with `dry_run`, only say what it would take and give. `texts`: what the settings name, if open."""
     start = time.perf_counter()
-    job = prepare(settings)
+    job = prepare(settings, texts)
     announce(job, report)
     if settings.dry_run:
         return forecast(job)

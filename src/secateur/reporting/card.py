@@ -59,6 +59,7 @@ The layers that stay, the kept units of each, the settings and versions are in `
 
 # Settings that say where and how a run took place, not what it made.
 SILENT = frozenset({"resume", "force", "dry_run", "run_dir"})
+SPACED = frozenset({"methods", "estimators"})
 UNITS = {"kv": "attention heads", "group": "query heads", "ffn": "MLP channels"}
 PATHS = frozenset({"model", "out", "calibration", "evaluation"})
 
@@ -107,14 +108,15 @@ def portable(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {n: named(v) if n in PATHS and isinstance(v, str) else v for n, v in kept.items()}
 
 
-def command(settings: Mapping[str, Any]) -> str:
+def command(settings: Mapping[str, Any], verb: str = "prune") -> str:
     """The command line that makes the same again, from portable settings."""
-    parts = ["secateur", "prune", str(settings["model"])]
+    parts = ["secateur", verb, str(settings["model"])]
     for name, value in settings.items():
         if name in SILENT or name == "model" or value is None or value is False or value in ("", [], ()):
             continue
         flag = "--" + {"evaluation": "eval"}.get(name, name).replace("_", "-")
-        shown = ",".join(value) if isinstance(value, (list, tuple)) else str(value)
+        between = " " if name in SPACED else ","
+        shown = between.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         parts += [flag] if value is True else [flag, shown]
     return shlex.join(parts)
 

@@ -1,8 +1,9 @@
 """The table of a study of gradient estimators, in Markdown. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
 from typing import Any
+
+from secateur.reporting.spread import markdown, spread
 
 MIB = 1 << 20
 
@@ -14,30 +15,21 @@ def study_table(study: Mapping[str, Any]) -> str:
     cells = [(r, how) for r, by_how in rows[0]["perplexity"].items() for how in by_how]
     quality = [*(f"Spearman, {a}" for a in axes), "cosine", *(f"{r} {how}" for r, how in cells)]
     head = ["method", "gradient", *quality, "forward", "backward", "seconds", "peak MiB"]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines = []
     for method, gradient in dict.fromkeys((row["method"], row["gradient"]) for row in rows):
         same = [row for row in rows if (row["method"], row["gradient"]) == (method, gradient)]
-        lines.append(" | ".join(_row(same, axes, cells)))
+        lines.append(_row(same, axes, cells))
     title = (
         f"{study['model']}: dense perplexity {study['perplexity_before']:.2f} on {study['evaluation']}; {study['calibration']}"
     )
-    return f"{title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+    return f"{title}\n\n{markdown(head, lines)}"
 
 
 def _row(same: Sequence[Mapping[str, Any]], axes: Sequence[str], cells: Sequence[tuple[str, str]]) -> list[str]:
     first = same[0]
     return [
-        first["method"], first["gradient"] or "-", *(_spread([row["spearman"].get(a) for row in same], 3) for a in axes),
-        _spread([row["cosine"] for row in same], 3), *(_spread([row["perplexity"][r][how] for row in same], 2) for r, how in cells),
-        str(first["forward_passes"]), str(first["backward_passes"]), _spread([row["seconds"] for row in same], 1),
-        _spread([row["peak_memory_bytes"] and row["peak_memory_bytes"] / MIB for row in same], 0),
+        first["method"], first["gradient"] or "-", *(spread([row["spearman"].get(a) for row in same], 3) for a in axes),
+        spread([row["cosine"] for row in same], 3), *(spread([row["perplexity"][r][how] for row in same], 2) for r, how in cells),
+        str(first["forward_passes"]), str(first["backward_passes"]), spread([row["seconds"] for row in same], 1),
+        spread([row["peak_memory_bytes"] and row["peak_memory_bytes"] / MIB for row in same], 0),
     ]  # fmt: skip
-
-
-def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean (smallest to largest); a dash where there is nothing to say."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return "-"
-    low, high, middle = (f"{v:.{digits}f}" for v in (min(known), max(known), mean(known)))
-    return middle if low == high else f"{middle} ({low} to {high})"

@@ -33,6 +33,10 @@ FLAGS = {
     "inspect": {"--trust-remote-code", "--json"},
     "ls": {"--json"},
     "demo": {"--json"},
+    "compare": {
+        "--methods", "--out", "--ratios", "--seeds", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
+        "--device", "--dtype", "--json",
+    },
     "study gradients": {
         "--out", "--estimators", "--ratios", "--seeds", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
         "--device", "--dtype", "--json",
@@ -104,7 +108,8 @@ def test_flags_settings_and_keywords_agree(command: Callable[..., None], setting
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["prune", "--help"], ["ls", "methods"], ["ls", "families"], ["ls", "presets"]]
+    "arguments",
+    [["--help"], ["prune", "--help"], ["compare", "--help"], ["ls", "methods"], ["ls", "families"], ["ls", "presets"]],
 )
 def test_no_torch_before_it_is_needed(arguments: list[str]) -> None:
     done = python(
