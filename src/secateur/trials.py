@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from secateur.errors import UserError
 from secateur.registry import did_you_mean
-from secateur.settings import Device, Dtype, FilePath, PruneSettings, Settings
+from secateur.settings import Device, Dtype, Effort, FilePath, PruneSettings, Settings
 
 CHOICES = ("gradient", "compensate", "allocation", "axes", "protect", "ridge")
 EXAMPLE = "flap[compensate=bias,allocation=global]"
@@ -17,13 +17,14 @@ EXAMPLE = "flap[compensate=bias,allocation=global]"
 def parse_entry(text: str) -> dict[str, Any]:
     """The pruning settings of one entry of `--methods`: `method` or `method[choice=value,choice=value]`.
 
+    An effort (`best`) stands in the place of a method.
     A comma separates two choices where the name of a choice and `=` follow, so that a value may hold commas of its own. Raises
     `UserError` for anything else, and for a value that `secateur prune` would not take.
     """
     found = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]+)\])?", text)
     if not found:
         raise UserError(f"{text!r} is not a method with its choices. Write it as {EXAMPLE}, or as flap alone.")
-    settings: dict[str, Any] = {"method": found[1]}
+    settings: dict[str, Any] = {"effort" if found[1] in get_args(Effort) else "method": found[1]}
     for part in re.split(rf",(?=(?:{'|'.join(CHOICES)})=)", found[2]) if found[2] else []:
         name, equals, value = part.partition("=")
         if not equals or name not in CHOICES:
