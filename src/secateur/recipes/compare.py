@@ -22,7 +22,7 @@ from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings
 from secateur.trials import CompareSettings, parse_entry
 
-PROBE = 0.01  # a ratio that every method can meet: what refuses it would refuse any
+PROBE = 0.01  # a ratio that nearly every method can meet
 FOUND = (
     "method", "compensate", "allocation", "ratio_reached", "parameters_before", "parameters_after", "perplexity_before",
     "perplexity_after", "evaluation", "calibration", "overlap", "verified", "seconds",
@@ -103,13 +103,17 @@ def compare(settings: CompareSettings, report: Reporter) -> Comparison:
 
 def _checked(settings: CompareSettings) -> Job:
     """A job of the first entry and seed. Raises `UserError` for an entry that no ratio could help."""
-    jobs = []
-    for entry in settings.methods:
+    return [_possible(settings, entry) for entry in settings.methods][0]
+
+
+def _possible(settings: CompareSettings, entry: str) -> Job:
+    """A job of an entry at the least ratio that it can meet; whole layers leave no small part of a model."""
+    for ratio in (PROBE, *sorted(settings.ratios)):
         try:
-            jobs.append(prepare(_settings(settings, Key(entry, PROBE, settings.seeds[0]), dry_run=True)))
+            return prepare(_settings(settings, Key(entry, ratio, settings.seeds[0]), dry_run=True))
         except UserError as error:
-            raise UserError(f"{entry!r} of --methods cannot be run: {error}") from None
-    return jobs[0]
+            refused = error
+    raise UserError(f"{entry!r} of --methods cannot be run: {refused}")
 
 
 def _settings(settings: CompareSettings, key: Key, **options: Any) -> PruneSettings:
