@@ -103,7 +103,8 @@ def compare(settings: CompareSettings, report: Reporter) -> Comparison:
 
 def _checked(settings: CompareSettings) -> Job:
     """A job of the first entry and seed. Raises `UserError` for an entry that no ratio could help."""
-    return [_possible(settings, entry) for entry in settings.methods][0]
+    jobs = [_possible(settings, entry) for entry in settings.methods]
+    return jobs[0]
 
 
 def _possible(settings: CompareSettings, entry: str) -> Job:
