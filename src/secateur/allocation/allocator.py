@@ -1,9 +1,12 @@
 """What an allocator is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from secateur.allocation.ladder import Ladder
+
+# (layer, axis) -> rungs that stay.
+Counts = dict[tuple[int, str], int]
 
 
 @runtime_checkable
@@ -15,9 +18,47 @@ class Allocator(Protocol):
     standardised: ClassVar[bool]
     """It compares scores of different layers and axes, so it wants `unit_scores(..., standardised=True)`."""
 
-    def allocate(self, ladders: Sequence[Ladder], budget: int) -> dict[tuple[int, str], int]:
+    def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """(layer, axis) -> rungs that stay, so that about `budget` parameters leave.
 
         Ladders of layers that are protected are not given. Raises `UserError` if that many cannot leave.
         """
+        ...
+
+
+class Trials(Protocol):
+    """The loss of models that are pruned on trial, in nats per predicted token of calibration blocks, their readers compensated."""
+
+    @property
+    def comparable(self) -> bool:
+        """The ladders' scores are predicted losses per parameter."""
+        ...
+
+    def rises(self, wanted: Sequence[tuple[int, str, int]], blocks: int) -> Mapping[tuple[int, str, int], float]:
+        """(layer, axis, rungs that stay) -> what the loss rises by when that alone is pruned, over so many blocks."""
+        ...
+
+    def loss(self, kept: Counts, *, settle: bool = False) -> float:
+        """Over the half of the blocks to search on. `settle`: what is asked next differs little from this one."""
+        ...
+
+    def held_out(self, kept: Counts) -> float:
+        """Over the other half."""
+        ...
+
+
+@runtime_checkable
+class TryingAllocator(Protocol):
+    """An allocator that measures before it decides."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    standardised: ClassVar[bool]
+
+    def decide(self, ladders: Sequence[Ladder], budget: int, trials: Trials) -> Counts:
+        """As `Allocator.allocate`."""
+        ...
+
+    def passes(self, ladders: Sequence[Ladder], num_layers: int, samples: int) -> float:
+        """Forward passes over all calibration blocks that its trials are worth at most, where no time limit ends them."""
         ...

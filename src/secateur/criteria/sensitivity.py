@@ -27,6 +27,7 @@ from torch import Tensor
 from secateur.axes import PARENT
 from secateur.criteria.criterion import Inputs, Seen
 from secateur.criteria.elimination import WIDE, Inverse, eliminate, weighted
+from secateur.criteria.envelope import ascending, envelope
 from secateur.criteria.unit import CoupledGroup
 from secateur.errors import UserError
 from secateur.statistics.gate_gradient import GateGradient
@@ -94,23 +95,3 @@ def gate_ratio(
         found = gates.squares
     predicted = predicted / gram.count
     return torch.where(predicted > 0, found.to(predicted.device) / predicted, 1.0)
-
-
-def envelope(steps: Float[Tensor, " step"]) -> Float[Tensor, " step"]:
-    """Slopes of the lower convex envelope of the running sum of equally wide steps: never descending, and of the same total."""
-    blocks: list[tuple[float, int]] = []  # (sum, number of steps)
-    for step in steps.tolist():
-        total, many = step, 1
-        while blocks and blocks[-1][0] * many >= total * blocks[-1][1]:
-            before, also = blocks.pop()
-            total, many = total + before, many + also
-        blocks.append((total, many))
-    return torch.cat([torch.full((many,), total / many, dtype=torch.float64) for total, many in blocks])
-
-
-def ascending(slopes: Float[Tensor, " step"]) -> Float[Tensor, " step"]:
-    """The slopes, strictly ascending: an equal one is the next larger float64, so that ranking gives the path's order."""
-    out: list[float] = []
-    for slope in slopes.tolist():
-        out.append(max(slope, math.nextafter(out[-1], math.inf)) if out else slope)
-    return torch.tensor(out, dtype=torch.float64)

@@ -1,0 +1,121 @@
+"""Losses of models that are pruned on trial, for the allocations that measure before they decide."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.allocation.allocator import Counts
+from secateur.reporter import Reporter
+from secateur.runs import RunDirectory
+from secateur.streaming.forks import Forks
+from secateur.streaming.memory import SHARE, free
+from secateur.streaming.replay import Cache, Replay
+from secateur.streaming.source import read_layer, to_device
+from secateur.streaming.walk import Walk
+from secateur.surgery.trial import Trial
+
+Tried = tuple[int, str, int]
+"""(layer, axis, rungs that stay)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTrials:
+    """Trials on the calibration blocks: every second one to search on, the others held out.
+
+    `run`: where rises are remembered, if anywhere. `limit`: bytes that may be held between trials; None: a part of the free memory.
+    """
+
+    walk: Walk
+    ids: Int[Tensor, "block token"]
+    trial: Trial
+    comparable: bool
+    report: Reporter
+    run: RunDirectory | None = None
+    limit: int | None = None
+    settled: Counts = field(default_factory=dict)
+
+    def rises(self, wanted: Sequence[Tried], blocks: int) -> dict[Tried, float]:
+        """One walk; what was found before with the same units kept is taken from the run directory."""
+        ids = self.ids[:blocks]
+        names = {tried: self._name(tried) for tried in wanted}
+        key = f"rises with {self.trial.compensation!r} over {len(ids)} blocks"
+        known = (self.run.recall(key) if self.run else None) or {}
+        missing = [tried for tried in wanted if names[tried] not in known]
+        if missing:
+            known |= {names[tried]: rise for tried, rise in self._measured(missing, ids).items()}
+            if self.run:
+                self.run.remember(key, known)
+        return {tried: known[names[tried]] for tried in wanted}
+
+    def _name(self, tried: Tried) -> str:
+        """The layer, and the units that stay in it."""
+        kept = json.dumps(self.trial.kept(*tried))
+        return f"{tried[0]} {hashlib.sha256(kept.encode()).hexdigest()[:16]}"
+
+    def _measured(self, wanted: Sequence[Tried], ids: Int[Tensor, "block token"]) -> dict[Tried, float]:
+        at: dict[int, list[Tried]] = {}
+        for tried in wanted:
+            at.setdefault(tried[0], []).append(tried)
+        states = (1 + len(wanted)) * ids.numel() * self.walk.binding.sizes["hidden"] * self.walk.dtype.itemsize
+        directory = self._spilled() if states > self._bound else None
+        forks = Forks(walk=self.walk, ids=ids, at=at, changed=lambda tried: self.trial.readers(*tried), directory=directory)
+        try:
+            for _ in self.report.track(forks.layers(), "measuring layers", self.walk.binding.num_layers):
+                pass
+            plain, each = forks.losses()
+        finally:
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+        predicted = len(ids) * (ids.shape[1] - 1)
+        return {tried: float((losses - plain).sum()) / predicted for tried, losses in each.items()}
+
+    def _spilled(self) -> Path | None:
+        if self.run is None:
+            return None
+        directory = self.run.path / "forks"
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    @cached_property
+    def _bound(self) -> int:
+        return free() // SHARE if self.limit is None else self.limit
+
+    @cached_property
+    def _cache(self) -> Cache:
+        return Cache(limit=self._bound // 2)
+
+    @cached_property
+    def _searched(self) -> Replay:
+        return Replay(walk=self.walk, ids=self.ids[::2], limit=self._bound // 2)
+
+    def loss(self, kept: Counts, *, settle: bool = False) -> float:
+        changed = [layer for (layer, axis), count in kept.items() if self.settled.get((layer, axis)) != count]
+        found = self._searched.loss(
+            min(changed, default=self.walk.binding.num_layers), lambda n: self._weights(n, kept), settle=settle
+        )  # fmt: skip
+        if settle:
+            self.settled.clear()
+            self.settled.update(kept)
+        return found
+
+    def held_out(self, kept: Counts) -> float:
+        ids = self.ids[1::2] if len(self.ids) > 1 else self.ids
+        return Replay(walk=self.walk, ids=ids, limit=0).loss(0, lambda n: self._weights(n, kept))
+
+    def _weights(self, number: int, kept: Counts) -> Mapping[str, Tensor]:
+        whole = self._cache.get(number, lambda: self._moved(read_layer(self.walk.source, number)))
+        for (layer, axis), count in kept.items():
+            if layer == number and count < self.walk.binding.sizes[axis]:
+                tried = (layer, axis, count)
+                whole = {**whole, **self._cache.get(tried, lambda tried=tried: self._moved(self.trial.readers(*tried)))}
+        return whole
+
+    def _moved(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return to_device(dict(weights), self.walk.device, self.walk.dtype)
