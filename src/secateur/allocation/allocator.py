@@ -7,6 +7,8 @@ from secateur.allocation.ladder import Ladder
 
 # (layer, axis) -> rungs that stay.
 Counts = dict[tuple[int, str], int]
+# (layer, axis, rungs that stay): one axis of one layer pruned on trial.
+Tried = tuple[int, str, int]
 
 
 @runtime_checkable
@@ -34,8 +36,8 @@ class Trials(Protocol):
         """The ladders' scores are predicted losses per parameter."""
         ...
 
-    def rises(self, wanted: Sequence[tuple[int, str, int]], blocks: int) -> Mapping[tuple[int, str, int], float]:
-        """(layer, axis, rungs that stay) -> what the loss rises by when that alone is pruned, over so many blocks."""
+    def rises(self, wanted: Sequence[Tried], blocks: int, base: Counts | None = None) -> Mapping[Tried, float]:
+        """What the loss over so many blocks rises by when that axis of that layer alone is pruned; or alone otherwise than in `base`."""
         ...
 
     def loss(self, kept: Counts, *, settle: bool = False) -> float:
@@ -59,6 +61,11 @@ class TryingAllocator(Protocol):
         """As `Allocator.allocate`."""
         ...
 
+    @property
+    def walks(self) -> int:
+        """Times that its trials read all weights, beside those that a time limit or a number of trials bounds."""
+        ...
+
     def passes(self, ladders: Sequence[Ladder], num_layers: int, samples: int) -> float:
-        """Forward passes over all calibration blocks that its trials are worth at most, where no time limit ends them."""
+        """Forward passes over all `samples` calibration blocks that its trials are worth, at most."""
         ...

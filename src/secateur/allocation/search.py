@@ -1,16 +1,16 @@
 """A search for budgets: parameters move from ladder to ladder where the loss of the pruned model falls.
 
-Starts from the best of `uniform`, `global` and `measured`. A round finds what the loss rises by when a step of parameters more
-leaves each ladder, pairs the ladders where that costs most with those where it costs least, and exchanges a step between the two
-of each pair: in all pairs at once, or else in half of them, down to the best pair alone. A round without gain halves the step.
-Every candidate meets the budget as well as the start does. What was found must also be better on blocks that were not searched
-on; else the start stays.
+Starts from the best of `uniform`, `global` and `measured`. A round finds what the loss rises by when a step of parameters leaves
+each ladder, and when one comes back to it; then a step is exchanged between the ladders where that promises most: between several
+pairs at once, or else between two. A round without gain halves the step. Every candidate meets the budget as well as the start
+does. What was found must also be better on blocks that were not searched on; else the start stays.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from typing import ClassVar
 
 from secateur.allocation.allocator import Counts, Trials
@@ -22,6 +22,9 @@ from secateur.errors import UserError
 
 FIRST, FINEST = 1 / 4, 1 / 128
 """Of a step: parameters as a part of the mean ladder's that may leave."""
+
+Place = tuple[int, str]
+Rates = Mapping[Place, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,58 +42,74 @@ class Search:
         if not 0 < self.seconds < math.inf:
             raise UserError(f"search's seconds is {self.seconds}. Allowed: a number above 0; 60 is usual.")
         if self.trials < 0:
-            raise UserError(f"search's trials is {self.trials}. Allowed: whole numbers from 0, which leaves the seconds to end it.")
+            raise UserError(f"search's trials is {self.trials}. Allowed: whole numbers from 0; with 0 the seconds end it.")
         Measured(blocks=self.blocks)
 
     def decide(self, ladders: Sequence[Ladder], budget: int, trials: Trials) -> Counts:
         """Deterministic with `trials`; with `seconds` as far as the machine's speed allows."""
         check_budget(ladders, budget)
         ladders = sorted(ladders, key=lambda ladder: (ladder.layer, ladder.axis))
+        tried = Losses(trials=trials, most=self.trials, end=time.monotonic() + self.seconds)
         measured = Measured(blocks=self.blocks).decide(ladders, budget, trials)
         starts = [measured, Global().allocate(ladders, budget), Uniform().allocate(ladders, budget)]
-        losses = [trials.loss(start) for start in starts]
+        losses = [math.inf if loss is None else loss for loss in map(tried.loss, starts)]
         start = starts[losses.index(min(losses))]
-        found = self._search(Exchange.of(ladders, budget, start), start, trials)
+        found = self._search(Exchange.of(ladders, budget, start), start, tried)
         if found == start or trials.held_out(found) >= trials.held_out(start):
             return start
         return found
 
-    def _search(self, exchange: "Exchange", start: Counts, trials: Trials) -> Counts:
-        more = self._budget()
-        kept, best, size = start, trials.loss(start, settle=True), FIRST
-        while size >= FINEST and more():
-            slopes = {}
-            for ladder in exchange.ladders:
-                if (taken := exchange.taken(kept, ladder, size)) is not None and more():
-                    gone = removed(exchange.ladders, taken) - removed(exchange.ladders, kept)
-                    slopes[ladder.layer, ladder.axis] = (trials.loss(taken) - best) / gone
+    def _search(self, exchange: "Exchange", start: Counts, tried: "Losses") -> Counts:
+        kept, size, best = start, FIRST, tried.settle(start)
+        while size >= FINEST and tried.more():
+            rates: dict[int, dict[Place, float]] = {-1: {}, 1: {}}
+            for sign, ladder in product((-1, 1), exchange.ladders):
+                moved = exchange.moved(kept, ladder, size, sign)
+                if moved is not None and (loss := tried.loss(moved)) is not None:
+                    amount = abs(removed(exchange.ladders, moved) - removed(exchange.ladders, kept))
+                    rates[sign][ladder.layer, ladder.axis] = (loss - best) / amount
             better = None
-            for candidate in exchange.candidates(kept, slopes, size):
-                if not more():
-                    break
-                if (loss := trials.loss(candidate)) < best:
+            for candidate in exchange.candidates(kept, rates[-1], rates[1], size):
+                if (loss := tried.loss(candidate)) is not None and loss < best:
                     better, best = candidate, loss
                     break
             if better is None:
                 size /= 2
             else:
                 kept = better
-                trials.loss(kept, settle=True)
+                tried.settle(kept)
         return kept
 
-    def _budget(self) -> Callable[[], bool]:
-        """Counts a trial at each call; false when there are no more."""
-        used, end = 0, time.monotonic() + self.seconds
-
-        def more() -> bool:
-            nonlocal used
-            used += 1
-            return used <= self.trials if self.trials else time.monotonic() < end
-
-        return more
-
     def passes(self, ladders: Sequence[Ladder], num_layers: int, samples: int) -> float:
-        return Measured(blocks=self.blocks).passes(ladders, num_layers, samples) + (self.trials + 6) / 2
+        """Each trial runs half of the blocks; a time limit is no number of passes."""
+        return Measured(blocks=self.blocks).passes(ladders, num_layers, samples) + (self.trials + 2) / 2
+
+    @property
+    def walks(self) -> int:
+        return Measured(blocks=self.blocks).walks + 2
+
+
+@dataclass(kw_only=True)
+class Losses:
+    """Losses, each found once, until there are `most` of them, or where that is 0 until the time `end`."""
+
+    trials: Trials
+    most: int
+    end: float
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    def more(self) -> bool:
+        return len(self.known) < self.most if self.most else time.monotonic() < self.end
+
+    def loss(self, kept: Counts) -> float | None:
+        """None where it is not known and there are no more trials."""
+        key = tuple(kept[at] for at in sorted(kept))
+        if key not in self.known and self.more():
+            self.known[key] = self.trials.loss(kept)
+        return self.known.get(key)
+
+    def settle(self, kept: Counts) -> float:
+        return self.trials.loss(kept, settle=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,49 +126,49 @@ class Exchange:
         finest = min(_step(ladder) for ladder in ladders)
         return cls(ladders=ladders, budget=budget, slack=max(abs(removed(ladders, start) - budget), finest / 2))
 
-    def taken(self, kept: Counts, ladder: Ladder, size: float) -> Counts | None:
-        """A step more of one ladder gone; None where no more may leave."""
-        count = self._moved(kept, ladder, size, -1)
-        return None if count is None else {**kept, (ladder.layer, ladder.axis): count}
+    def candidates(self, kept: Counts, less: Rates, more: Rates, size: float) -> Iterator[Counts]:
+        """Exchanges that promise a gain: between all pairs at once, between half of them, then one by one, the best first.
 
-    def candidates(self, kept: Counts, slopes: dict[tuple[int, str], float], size: float) -> Iterator[Counts]:
-        """Exchanges in all pairs that promise a gain, in half of them, ..., in the best pair alone."""
-        known = sorted((x for x in self.ladders if (x.layer, x.axis) in slopes), key=lambda x: slopes[x.layer, x.axis])
-        pairs = [
-            (cheap, dear)
-            for cheap, dear in zip(known, reversed(known), strict=True)
-            if slopes[cheap.layer, cheap.axis] < slopes[dear.layer, dear.axis]
-        ]
-        many, seen = len(pairs), []
-        while many:
-            found = kept
-            for cheap, dear in pairs[:many]:
-                found = self.exchanged(found, cheap, dear, size) or found
-            if found != kept and found not in seen:
-                seen.append(found)
+        `less`, `more`: what the loss rises by for each parameter that leaves a ladder, that comes back to one.
+        """
+        by = {(ladder.layer, ladder.axis): ladder for ladder in self.ladders}
+        promise = {(a, b): less[a] + more[b] for a, b in product(less, more) if a != b and less[a] + more[b] < 0}
+        order = sorted(promise, key=lambda pair: (promise[pair], pair))
+        pairs: list[tuple[Place, Place]] = []
+        for a, b in order:
+            if not any(place in pair for pair in pairs for place in (a, b)):
+                pairs.append((a, b))
+        for many in (len(pairs), len(pairs) // 2):
+            if many > 1:
+                found = kept
+                for a, b in pairs[:many]:
+                    found = self.exchanged(found, by[a], by[b], size) or found
                 yield found
-            many //= 2
+        for a, b in order[: len(self.ladders)]:
+            if (found := self.exchanged(kept, by[a], by[b], size)) is not None:
+                yield found
 
     def exchanged(self, kept: Counts, less: Ladder, more: Ladder, size: float) -> Counts | None:
         """A step leaves `less` and as much comes back to `more`, so that the budget is met; None where that cannot be."""
         coarse, fine = sorted((less, more), key=_step, reverse=True)
-        to = self._moved(kept, coarse, size, -1 if coarse is less else 1)
-        if to is None:
+        found = self.moved(kept, coarse, size, -1 if coarse is less else 1)
+        if found is None:
             return None
-        found = {**kept, (coarse.layer, coarse.axis): to}
         at = (fine.layer, fine.axis)
-        found[at] = fine.nearest(kept[at] + (removed(self.ladders, found) - self.budget) / fine.cost)
-        right = found[at] < kept[at] if fine is less else found[at] > kept[at]
-        return found if right and abs(removed(self.ladders, found) - self.budget) <= self.slack else None
+        count = fine.nearest(kept[at] + (removed(self.ladders, found) - self.budget) / fine.cost)
+        if not (count < kept[at] if fine is less else count > kept[at]):
+            return None
+        found = {**found, at: count}
+        return found if abs(removed(self.ladders, found) - self.budget) <= self.slack else None
 
-    def _moved(self, kept: Counts, ladder: Ladder, size: float, sign: int) -> int | None:
-        """The allowed count a step further, one at least."""
+    def moved(self, kept: Counts, ladder: Ladder, size: float, sign: int) -> Counts | None:
+        """With a step more (sign 1) or less (-1) of one ladder, to the next allowed count at least; None where there is none."""
         mean = sum(x.removable for x in self.ladders) / len(self.ladders)
         count = kept[ladder.layer, ladder.axis]
         at = ladder.allowed.index(count)
         near = ladder.allowed.index(ladder.nearest(count + sign * size * mean / ladder.cost))
         to = max(near, at + 1) if sign > 0 else min(near, at - 1)
-        return ladder.allowed[to] if 0 <= to < len(ladder.allowed) else None
+        return {**kept, (ladder.layer, ladder.axis): ladder.allowed[to]} if 0 <= to < len(ladder.allowed) else None
 
 
 def _step(ladder: Ladder) -> int:

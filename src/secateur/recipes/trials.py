@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.allocation.allocator import Counts
+from secateur.allocation.allocator import Counts, Tried
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory
 from secateur.streaming.forks import Forks
@@ -20,10 +20,6 @@ from secateur.streaming.replay import Cache, Replay
 from secateur.streaming.source import read_layer, to_device
 from secateur.streaming.walk import Walk
 from secateur.surgery.trial import Trial
-
-Tried = tuple[int, str, int]
-"""(layer, axis, rungs that stay)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTrials:
@@ -41,31 +37,42 @@ class BlockTrials:
     limit: int | None = None
     settled: Counts = field(default_factory=dict)
 
-    def rises(self, wanted: Sequence[Tried], blocks: int) -> dict[Tried, float]:
+    def rises(self, wanted: Sequence[Tried], blocks: int, base: Counts | None = None) -> dict[Tried, float]:
         """One walk; what was found before with the same units kept is taken from the run directory."""
         ids = self.ids[:blocks]
+        around = sorted((*at, n) for at, n in (base or {}).items() if n < self.walk.binding.sizes[at[1]])
         names = {tried: self._name(tried) for tried in wanted}
-        key = f"rises with {self.trial.compensation!r} over {len(ids)} blocks"
+        key = f"rises with {self.trial.compensation!r} over {len(ids)} blocks in {' '.join(map(self._name, around)) or 'the whole'}"
         known = (self.run.recall(key) if self.run else None) or {}
         missing = [tried for tried in wanted if names[tried] not in known]
         if missing:
-            known |= {names[tried]: rise for tried, rise in self._measured(missing, ids).items()}
+            known |= {names[tried]: rise for tried, rise in self._measured(missing, ids, around).items()}
             if self.run:
                 self.run.remember(key, known)
         return {tried: known[names[tried]] for tried in wanted}
 
     def _name(self, tried: Tried) -> str:
         """The layer, and the units that stay in it."""
+        layer, axis, count = tried
+        if count == self.walk.binding.sizes[axis]:
+            return f"{layer} {axis}"
         kept = json.dumps(self.trial.kept(*tried))
-        return f"{tried[0]} {hashlib.sha256(kept.encode()).hexdigest()[:16]}"
+        return f"{layer} {hashlib.sha256(kept.encode()).hexdigest()[:16]}"
 
-    def _measured(self, wanted: Sequence[Tried], ids: Int[Tensor, "block token"]) -> dict[Tried, float]:
+    def _measured(self, wanted: Sequence[Tried], ids: Int[Tensor, "block token"], around: Sequence[Tried]) -> dict[Tried, float]:
         at: dict[int, list[Tried]] = {}
         for tried in wanted:
             at.setdefault(tried[0], []).append(tried)
         states = (1 + len(wanted)) * ids.numel() * self.walk.binding.sizes["hidden"] * self.walk.dtype.itemsize
         directory = self._spilled() if states > self._bound else None
-        forks = Forks(walk=self.walk, ids=ids, at=at, changed=lambda tried: self.trial.readers(*tried), directory=directory)
+
+        def common(number: int) -> dict[str, Tensor]:
+            found = [self.trial.readers(*tried) for tried in around if tried[0] == number]
+            return {name: value for readers in found for name, value in readers.items()}
+
+        forks = Forks(
+            walk=self.walk, ids=ids, at=at, changed=lambda tried: self.trial.readers(*tried), directory=directory, common=common
+        )  # fmt: skip
         try:
             for _ in self.report.track(forks.layers(), "measuring layers", self.walk.binding.num_layers):
                 pass

@@ -27,6 +27,7 @@ Key = TypeVar("Key")
 @dataclass(frozen=True, kw_only=True)
 class Forks(Generic[Key]):
     """`at`: layer -> the forks that leave there. `changed`: the weights of that layer that a fork replaces, by relative name.
+    `common`: those of a layer that all streams replace.
 
     `directory`: where the hidden states are spilled; None keeps them in memory. Made for one walk.
     """
@@ -36,6 +37,7 @@ class Forks(Generic[Key]):
     at: Mapping[int, Sequence[Key]]
     changed: Callable[[Key], Mapping[str, Tensor]]
     directory: Path | None
+    common: Callable[[int], Mapping[str, Tensor]] = lambda number: {}
     states: dict[int, HiddenStates] = field(default_factory=dict)
     """Of the plain stream under -1, and of all forks of a layer under its number."""
 
@@ -47,7 +49,7 @@ class Forks(Generic[Key]):
         walk.start(self.ids, plain)
         for number in range(walk.binding.num_layers):
             read = read_layer(walk.source, number, over=read)
-            weights = to_device(read, walk.device, walk.dtype)
+            weights = to_device({**read, **self.common(number)}, walk.device, walk.dtype)
             for at in [n for n in self.states if n >= 0]:
                 for fork in range(len(self.at[at])):
                     self._run(number, weights, self.states[at], self.states[at], fork)

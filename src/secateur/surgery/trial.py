@@ -10,7 +10,7 @@ from secateur.allocation.ladder import choose
 from secateur.axes import Kept
 from secateur.families.binding import Binding
 from secateur.plan import Plan
-from secateur.streaming.source import Source
+from secateur.streaming.source import Source, read_layer
 from secateur.surgery.compensate import Compensation
 from secateur.surgery.rebuild import Rebuild, SeenOf, masked_readers
 
@@ -32,6 +32,9 @@ class Trial:
     def readers(self, layer: int, axis: str, count: int) -> dict[str, Tensor]:
         """Weights and biases by relative name; dropped columns are zero, the others compensated."""
         binding = self.source.binding
+        if count == binding.sizes[axis]:
+            names = [n.removesuffix("weight") + kind for n in binding.readers(axis) for kind in ("weight", "bias")]
+            return read_layer(self.source, layer, [n for n in names if n in binding.layer])
         layers = tuple(self.kept(layer, axis, count) if i == layer else {} for i in range(binding.num_layers))
         plan = Plan(model_type=binding.model_type, fingerprint="", sizes=dict(binding.sizes), layers=layers)
         rebuild = Rebuild(source=self.source, target=self.target, plan=plan, compensation=self.compensation, seen=self.seen)
