@@ -37,7 +37,7 @@ class Trials(Protocol):
         ...
 
     def rises(self, wanted: Sequence[Tried], blocks: int, base: Counts | None = None) -> Mapping[Tried, float]:
-        """What the loss over so many blocks rises by when that axis of that layer alone is pruned; or alone otherwise than in `base`."""
+        """What the loss over so many blocks rises by when that axis of that layer alone is pruned, or otherwise than in `base`."""
         ...
 
     def loss(self, kept: Counts, *, settle: bool = False) -> float:
@@ -61,11 +61,26 @@ class TryingAllocator(Protocol):
         """As `Allocator.allocate`."""
         ...
 
+    kept_states: ClassVar[int]
+    """Copies of all calibration blocks' hidden states that its trials keep in memory between them."""
+
     @property
     def walks(self) -> int:
         """Times that its trials read all weights, beside those that a time limit or a number of trials bounds."""
         ...
 
+    @property
+    def time_limit(self) -> float:
+        """Seconds after which it ends, beside its passes; 0 for one that does not go by the clock."""
+        ...
+
     def passes(self, ladders: Sequence[Ladder], num_layers: int, samples: int) -> float:
         """Forward passes over all `samples` calibration blocks that its trials are worth, at most."""
         ...
+
+    def streams(self, ladders: Sequence[Ladder]) -> int:
+        """Copies of hidden states, each of `blocks` blocks, that are held at once, in memory or in files."""
+        ...
+
+    @property
+    def blocks(self) -> int: ...

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.allocation.allocator import Counts, Tried, Trials
+from secateur.allocation.allocator import Counts, Trials, Tried
 from secateur.allocation.global_ import Global
 from secateur.allocation.ladder import Ladder, check_budget
 from secateur.criteria.envelope import envelope
@@ -35,6 +35,8 @@ class Measured:
     name: ClassVar = "measured"
     paper: ClassVar = ""
     standardised: ClassVar = True
+    kept_states: ClassVar = 0
+    time_limit: ClassVar = 0.0
     points: int = 4
     blocks: int = 32
     rounds: int = 2
@@ -77,6 +79,9 @@ class Measured:
         for number in range(self.rounds):
             total += 1 + sum(num_layers - layer for layer, _, _ in self.wanted(ladders, whole=number > 0)) / num_layers
         return total * min(self.blocks / samples, 1.0)
+
+    def streams(self, ladders: Sequence[Ladder]) -> int:
+        return 1 + len(self.wanted(ladders, whole=self.rounds > 1))
 
     @property
     def walks(self) -> int:

@@ -34,6 +34,7 @@ class Search:
     name: ClassVar = "search"
     paper: ClassVar = ""
     standardised: ClassVar = True
+    kept_states: ClassVar = 1
     seconds: float = 60.0
     trials: int = 0
     blocks: int = 32
@@ -83,6 +84,13 @@ class Search:
     def passes(self, ladders: Sequence[Ladder], num_layers: int, samples: int) -> float:
         """Each trial runs half of the blocks; a time limit is no number of passes."""
         return Measured(blocks=self.blocks).passes(ladders, num_layers, samples) + (self.trials + 2) / 2
+
+    def streams(self, ladders: Sequence[Ladder]) -> int:
+        return Measured(blocks=self.blocks).streams(ladders)
+
+    @property
+    def time_limit(self) -> float:
+        return 0.0 if self.trials else self.seconds
 
     @property
     def walks(self) -> int:

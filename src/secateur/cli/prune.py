@@ -32,7 +32,11 @@ Compensate = Annotated[
     Option(help="How the readers of the pruned units make up for them. [default: least-squares]", rich_help_panel=METHOD),
 ]
 Allocation = Annotated[
-    str | None, Option(help="How layers share the budget: uniform or global. [default: uniform]", rich_help_panel=METHOD)
+    str | None,
+    Option(
+        help="How layers share the budget: uniform, global, measured, or search:seconds=60. [default: uniform]",
+        rich_help_panel=METHOD,
+    ),
 ]
 Axes = Annotated[str, Option(help="What may leave: kv heads, ffn channels, group (query heads).", rich_help_panel=METHOD)]
 Protect = Annotated[str | None, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]

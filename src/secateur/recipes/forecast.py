@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from secateur.allocation.choose import counts, layer_sizes
+from secateur.allocation.allocator import TryingAllocator
+from secateur.allocation.choose import counts, ladders, layer_sizes
 from secateur.allocation.uniform import Uniform
 from secateur.export.huggingface import disk_free
 from secateur.plan import parameters
 from secateur.recipes.differentiate import disk_of_gradients
 from secateur.recipes.flops import flops_per_token
 from secateur.recipes.job import Job
+from secateur.recipes.trials import spilled
 from secateur.streaming.collect import disk_of, memory_of
 from secateur.surgery.compensate import LeastSquares
 
@@ -61,6 +63,8 @@ def forecast(job: Job) -> Forecast:
     walks = int(bool(job.request.kinds)) + (0 if job.settings.evaluation == "none" else 2)
     forwards, backwards = job.estimator.passes() if job.estimator else (0, 0)
     walks += forwards + backwards
+    tried, more, limit = _trying(job)
+    walks += tried
     tokens = job.settings.samples * job.settings.seq_len
     solve = _solving(job, kept)
     names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
@@ -68,9 +72,12 @@ def forecast(job: Job) -> Forecast:
     out = source.num_bytes - gone * width
     dense = [binding.sizes] * binding.num_layers
     seconds = (
-        tokens * flops_per_token(binding, dense, head=False) * max(walks + backwards, 1) / (_rate(job, job.dtype) * OVERHEAD)
+        tokens
+        * flops_per_token(binding, dense, head=False)
+        * max(walks - tried + more + backwards, 1)
+        / (_rate(job, job.dtype) * OVERHEAD)
     )
-    seconds += _compensating(job, kept, tokens)
+    seconds += _compensating(job, kept, tokens) + limit
     return Forecast(
         model=job.settings.model, method=job.settings.method, compensate=job.compensation.name, allocation=job.allocator.name,
         ratio=job.budget / job.block_parameters, ratio_reached=1 - left / job.block_parameters, parameters_before=source.num_parameters,
@@ -78,9 +85,18 @@ def forecast(job: Job) -> Forecast:
         flops_per_token_before=flops_per_token(binding, dense), flops_per_token_after=flops_per_token(binding, sizes),
         widths=names, stock=job.shape.stock, notes=job.shape.notes + job.shape.reasons, walks=walks,
         peak_memory_bytes=max(job.peak, job.fit.peak - memory_of(job.request, binding) + solve),
-        disk_bytes=out + disk_of(job.request, binding) + hidden + (disk_of_gradients(job) if job.estimator else 0),
+        disk_bytes=out + disk_of(job.request, binding) + hidden + (disk_of_gradients(job) if job.estimator else 0)
+        + spilled(job),
         disk_free_bytes=disk_free(job.runs), seconds=seconds,
     )  # fmt: skip
+
+
+def _trying(job: Job) -> tuple[int, float, float]:
+    """(walks, forward passes they are worth, seconds of a time limit) that an allocation takes which measures."""
+    if not isinstance(job.allocator, TryingAllocator):
+        return 0, 0.0, 0.0
+    passes = job.allocator.passes(ladders(job.binding, job.scope, None), job.binding.num_layers, job.settings.samples)
+    return job.allocator.walks, passes, job.allocator.time_limit
 
 
 def _solving(job: Job, kept: Mapping[Any, int]) -> int:

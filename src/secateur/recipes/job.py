@@ -9,7 +9,7 @@ import torch
 
 from secateur import plan as plans
 from secateur.allocation import ALLOCATORS
-from secateur.allocation.allocator import Allocator
+from secateur.allocation.allocator import Allocator, TryingAllocator
 from secateur.allocation.choose import Scope, counts, layer_sizes
 from secateur.calibration.blocks import Blocks, draw_blocks, windows
 from secateur.calibration.text import Text, read_texts
@@ -45,7 +45,7 @@ class Job:
     dtype: torch.dtype
     criterion: Criterion
     compensation: Compensation
-    allocator: Allocator
+    allocator: Allocator | TryingAllocator
     estimator: Estimator | None
     """Of the gradient that the criterion needs."""
     scope: Scope
@@ -111,6 +111,13 @@ class Job:
         """Of the walks that gradients take."""
         return self._fit(working_bytes(self.gradients, self.binding, self.dtype), self.states)
 
+    @cached_property
+    def fit_trials(self) -> Fit:
+        """Of the models that are pruned on trial, for an allocation that measures."""
+        kept = self.allocator.kept_states if isinstance(self.allocator, TryingAllocator) else 0
+        states = kept * torch.Size(self.hidden_shape).numel() * self.dtype.itemsize
+        return self._fit(memory_of(self.request, self.binding) + states, 1)
+
     def _fit(self, statistics: int, states: int) -> Fit:
         return fit(
             self.binding, shape=self.hidden_shape[:2], dtype=self.dtype, stored=self.source.dtype(self.binding.embedding),
@@ -125,7 +132,7 @@ class Job:
     @property
     def peak(self) -> int:
         """Bytes that the walks will have in memory at most, as far as that can be told."""
-        return max(self.fit.peak, self.fit_back.peak if self.estimator else 0)
+        return max(self.fit.peak, self.fit_trials.peak, self.fit_back.peak if self.estimator else 0)
 
     @property
     def hidden_shape(self) -> tuple[int, int, int]:
@@ -158,7 +165,7 @@ def prepare(settings: PruneSettings) -> Job:
     settings = resolved(settings, binding.num_layers)
     assert settings.allocation and settings.compensate
     options = {} if settings.ridge is None else {"ridge": settings.ridge}
-    allocator, compensation = ALLOCATORS.create(settings.allocation), COMPENSATIONS.create(settings.compensate, options)
+    allocator, compensation = ALLOCATORS.spelled(settings.allocation), COMPENSATIONS.create(settings.compensate, options)
     estimator = estimator_for(settings, criterion)
     if source.layers:
         raise UserError(
@@ -174,7 +181,7 @@ def prepare(settings: PruneSettings) -> Job:
         raise UserError(f"{error}{hint}") from None
     shape = shape_of(binding, layer_sizes(binding, kept), new_biases(binding, compensation, scope.axes))
     if allocator.standardised:
-        unequal = "layers get unequal sizes, as --allocation global ranks the units of all layers together"
+        unequal = f"layers get unequal sizes, as --allocation {allocator.name} decides for all layers together"
         shape = Shape(stock=False, config=shape.config, reasons=(unequal,))
     if settings.stock and not shape.stock:
         raise UserError(

@@ -11,6 +11,7 @@ from secateur.recipes.forecast import Forecast, forecast
 from secateur.recipes.job import Job, prepare
 from secateur.recipes.result import PruneResult
 from secateur.recipes.steps import choose_plan, finish, gather, operate, perplexity, scores_of
+from secateur.recipes.trials import trials_of
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings, spell_bytes
@@ -35,7 +36,8 @@ def prune(settings: PruneSettings, report: Reporter) -> PruneResult | Forecast:
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         store = gather(job, run, report)
         gradients, gradient = differentiate(job, run, report)
-    plan = choose_plan(job, scores_of(job, store, gradients, report))
+    scores = scores_of(job, store, gradients, report)
+    plan = choose_plan(job, scores, trials_of(job, scores, store, run, report))
     run.write("plan.json", plan.to_dict())
     before = perplexity(job, job.source, run, report, "evaluating the original")
     shape = shape_of(job.binding, [plan.layer_sizes(i) for i in range(len(plan.layers))], job.new_biases())

@@ -7,19 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.allocation.allocator import Counts, Tried
+from secateur.allocation.allocator import Counts, Tried, TryingAllocator
+from secateur.allocation.choose import Scores, ladders
+from secateur.export.huggingface import check_disk
+from secateur.recipes.job import Job
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory
+from secateur.streaming.collect import Store, by_type
 from secateur.streaming.forks import Forks
 from secateur.streaming.memory import SHARE, free
 from secateur.streaming.replay import Cache, Replay
 from secateur.streaming.source import read_layer, to_device
 from secateur.streaming.walk import Walk
 from secateur.surgery.trial import Trial
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTrials:
@@ -59,12 +66,14 @@ class BlockTrials:
         kept = json.dumps(self.trial.kept(*tried))
         return f"{layer} {hashlib.sha256(kept.encode()).hexdigest()[:16]}"
 
-    def _measured(self, wanted: Sequence[Tried], ids: Int[Tensor, "block token"], around: Sequence[Tried]) -> dict[Tried, float]:
+    def _measured(
+        self, wanted: Sequence[Tried], ids: Int[Tensor, "block token"], around: Sequence[Tried]
+    ) -> dict[Tried, float]:
         at: dict[int, list[Tried]] = {}
         for tried in wanted:
             at.setdefault(tried[0], []).append(tried)
         states = (1 + len(wanted)) * ids.numel() * self.walk.binding.sizes["hidden"] * self.walk.dtype.itemsize
-        directory = self._spilled() if states > self._bound else None
+        directory = self._directory(states) if states > self._bound else None
 
         def common(number: int) -> dict[str, Tensor]:
             found = [self.trial.readers(*tried) for tried in around if tried[0] == number]
@@ -83,16 +92,17 @@ class BlockTrials:
         predicted = len(ids) * (ids.shape[1] - 1)
         return {tried: float((losses - plain).sum()) / predicted for tried, losses in each.items()}
 
-    def _spilled(self) -> Path | None:
+    def _directory(self, states: int) -> Path | None:
         if self.run is None:
             return None
+        check_disk({self.run.path: 2 * states})  # a boundary is complete before the last one goes
         directory = self.run.path / "forks"
         directory.mkdir(exist_ok=True)
         return directory
 
     @cached_property
     def _bound(self) -> int:
-        return free() // SHARE if self.limit is None else self.limit
+        return room(self.limit)
 
     @cached_property
     def _cache(self) -> Cache:
@@ -126,3 +136,35 @@ class BlockTrials:
 
     def _moved(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return to_device(dict(weights), self.walk.device, self.walk.dtype)
+
+
+def room(limit: int | None) -> int:
+    """Bytes that trials may hold."""
+    return free() // SHARE if limit is None else limit
+
+
+def trials_of(job: Job, scores: Scores, store: Store, run: RunDirectory, report: Reporter) -> BlockTrials:
+    """What the job's allocation measures with, if it does; nothing runs before it is asked for."""
+
+    def seen(layer: int, module: str) -> Any:
+        return by_type(store.load(layer, modules=[module]))[module]
+
+    trial = Trial(source=job.source, target=job.target, scores=scores, compensation=job.compensation, seen=seen)
+    walk = Walk.over(job.source, device=job.device, dtype=job.dtype, tokens=job.fit_trials.tokens)
+    return BlockTrials(
+        walk=walk, ids=job.blocks[0].ids, trial=trial, comparable=job.criterion.comparable, report=report, run=run, limit=_spare(job)
+    )  # fmt: skip
+
+
+def _spare(job: Job) -> int | None:
+    return None if job.limit is None else max(job.limit - job.fit_trials.peak, 0)
+
+
+def spilled(job: Job) -> int:
+    """Bytes of hidden states on disk while an allocation measures."""
+    if not isinstance(job.allocator, TryingAllocator):
+        return 0
+    blocks, *rest = job.hidden_shape
+    streams = job.allocator.streams(ladders(job.binding, job.scope, None))
+    states = streams * min(blocks, job.allocator.blocks) * torch.Size(rest).numel() * job.dtype.itemsize
+    return 2 * states if states > room(_spare(job)) else 0

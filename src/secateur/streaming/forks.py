@@ -93,9 +93,7 @@ class Forks(Generic[Key]):
         shape = (copies * len(self.ids), self.ids.shape[1], self.walk.binding.sizes["hidden"])
         return HiddenStates(shape, self.walk.dtype, directory=self.directory, spill=self.directory is not None, name=name)
 
-    def _run(
-        self, number: int, weights: Mapping[str, Tensor], source: HiddenStates, to: HiddenStates, fork: int
-    ) -> None:
+    def _run(self, number: int, weights: Mapping[str, Tensor], source: HiddenStates, to: HiddenStates, fork: int) -> None:
         """Run a layer for one fork, from its own states or from the plain ones; fork -1 is the plain stream itself."""
         walk, start = self.walk, max(fork, 0) * len(self.ids)
         read = start if source is to else 0
