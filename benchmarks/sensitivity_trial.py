@@ -1,7 +1,7 @@
 """Methods of pruning compared with least squares: perplexity of one model at several ratios, in the mean of several draws.
 
     python benchmarks/sensitivity_trial.py MODEL --calibration TEXT [--evaluation TEXT] [--methods flap,sensitivity:damping=0.1]
-        [--allocations uniform,global] [--ratios 0.2,0.4,0.5] [--draws 3] [--compensate least-squares] [--out FILE]
+        [--allocations 'uniform;measured:points=3'] [--ratios 0.2,0.4,0.5] [--draws 3] [--compensate least-squares] [--out FILE]
 
 Every reader's statistics are those of the dense model; exact gradients. The pruned model is evaluated as the original shapes hold
 it: removed units zero, readers compensated. Prints a Markdown table and writes JSON with --out.
@@ -10,6 +10,7 @@ it: removed units zero, readers compensated. Prints a Markdown table and writes 
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 
 from secateur import plan as plans
 from secateur.allocation import ALLOCATORS
-from secateur.allocation.choose import Scope, counts, kept_layers, score
+from secateur.allocation.allocator import TryingAllocator
+from secateur.allocation.choose import Scope, counts, kept_layers, ladders, score
 from secateur.calibration.blocks import draw_blocks, windows
 from secateur.calibration.text import read_texts
 from secateur.calibration.tokens import load_tokenizer, tokenise
@@ -31,10 +33,14 @@ from secateur.gradients.backprop import Backprop
 from secateur.gradients.estimator import Task, gradient_request
 from secateur.plan import Plan
 from secateur.recipes.opening import open_model
+from secateur.recipes.trials import BlockTrials
+from secateur.reporter import Quiet
+from secateur.runs import RunDirectory
 from secateur.streaming.collect import Request, Store, by_type, collect
 from secateur.streaming.walk import Walk
 from secateur.surgery.compensations import COMPENSATIONS
 from secateur.surgery.rebuild import Rebuild, masked
+from secateur.surgery.trial import Trial as ReaderTrial
 
 GRADIENTS = ("gate-gradient", "weight-gradient", "output-gradient-gram")
 AXES = ("kv", "ffn")
@@ -57,9 +63,10 @@ class Trial:
     """One model, one draw: its statistics, and the perplexity of whatever is chosen by them."""
 
     def __init__(self, model: str, calibration: str, evaluation: str | None, directory: Path, seed: int) -> None:
+        self.run = RunDirectory(path=directory)
         self.source, _ = open_model(model, dtype="fp32", device="cpu", trust_remote_code=False)
         texts, tokenizer = read_texts(calibration, evaluation), load_tokenizer(self.source.directory)
-        ids = draw_blocks(tokenise(texts[0], tokenizer), samples=128, seq_len=128, seed=seed).ids
+        ids = self.ids = draw_blocks(tokenise(texts[0], tokenizer), samples=128, seq_len=128, seed=seed).ids
         self.held = windows(tokenise(texts[1], tokenizer), seq_len=128, max_tokens=32_768).ids
         self.binding, self.seed = self.source.binding, seed
         self.scope = Scope.of(self.binding, pruned=AXES, protected=(), round_to=1, heads=None)
@@ -87,8 +94,19 @@ class Trial:
             )
         )  # fmt: skip
 
-    def perplexity(self, scores: dict[Any, Any], allocation: str, ratio: float, compensate: str) -> float:
-        kept = counts(self.binding, self.scope, ALLOCATORS.create(allocation), round(ratio * self.block), scores)
+    def perplexity(
+        self, scores: dict[Any, Any], allocation: str, ratio: float, compensate: str, *, comparable: bool = False
+    ) -> float:
+        """`comparable`: the scores are predicted losses, which matters to the allocations that measure."""
+        allocator, budget = ALLOCATORS.spelled(allocation), round(ratio * self.block)
+        if isinstance(allocator, TryingAllocator):
+            trials = BlockTrials(
+                walk=self.walk(self.source), ids=self.ids, comparable=comparable, report=Quiet(), run=self.run,
+                trial=reader_trial(self, scores, compensate),
+            )  # fmt: skip
+            kept = allocator.decide(ladders(self.binding, self.scope, scores), budget, trials)
+        else:
+            kept = counts(self.binding, self.scope, allocator, budget, scores)
         return self.measured(kept_layers(self.binding, self.scope, scores, kept), compensate)
 
     def measured(self, layers: Any, compensate: str) -> float:
@@ -104,14 +122,23 @@ class Trial:
         return measure(self.walk(Masked(self.source, replaced)), self.held).perplexity
 
 
+def reader_trial(trial: Trial, scores: dict[Any, Any], compensate: str) -> ReaderTrial:
+    return ReaderTrial(
+        source=trial.source, target=trial.binding, scores=scores, compensation=COMPENSATIONS.create(compensate),
+        seen=lambda layer, module: trial.seen[layer][module],
+    )  # fmt: skip
+
+
 def cells(args: argparse.Namespace, base: Path) -> Iterator[dict[str, Any]]:
     for seed in range(args.draws):
         trial = Trial(args.model, args.calibration, args.evaluation, base / str(seed), seed)
         yield {"method": "dense", "seed": seed, "perplexity": trial.dense()}
-        for method, allocation in product(args.methods.split(";"), args.allocations.split(",")):
-            scores = trial.scores(CRITERIA.spelled(method), standardised=allocation == "global")
+        for method, allocation in product(args.methods.split(";"), args.allocations.split(";")):
+            criterion = CRITERIA.spelled(method)
+            scores = trial.scores(criterion, standardised=ALLOCATORS.spelled(allocation).standardised)
             for ratio in map(float, args.ratios.split(",")):
-                found = trial.perplexity(scores, allocation, ratio, args.compensate)
+                found = trial.perplexity(scores, allocation, ratio, args.compensate, comparable=criterion.comparable)
+                print(seed, method, allocation, ratio, round(found, 3), file=sys.stderr, flush=True)
                 yield {"method": method, "allocation": allocation, "ratio": ratio, "seed": seed, "perplexity": found}
 
 
@@ -121,7 +148,7 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation")
     parser.add_argument("--methods", default="flap;wanda-sp;sensitivity", help="separated by semicolons")
-    parser.add_argument("--allocations", default="uniform,global")
+    parser.add_argument("--allocations", default="uniform;global", help="separated by semicolons")
     parser.add_argument("--ratios", default="0.2,0.4,0.5")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--compensate", default="least-squares")
@@ -134,7 +161,7 @@ def main() -> None:
     dense = statistics.mean(c["perplexity"] for c in found if c["method"] == "dense")
     print(f"{name}: dense perplexity {dense:.3f}; {args.draws} draws; torch {torch.__version__}\n")
     print("| method | allocation | " + " | ".join(map(str, ratios)) + " |\n|---|---|" + "---|" * len(ratios))
-    for method, allocation in product(args.methods.split(";"), args.allocations.split(",")):
+    for method, allocation in product(args.methods.split(";"), args.allocations.split(";")):
         own = [c for c in found if c["method"] == method and c["allocation"] == allocation]
         means = [statistics.mean(c["perplexity"] for c in own if c["ratio"] == r) for r in ratios]
         print(f"| {method} | {allocation} | {' | '.join(f'{m:.2f}' for m in means)} |")

@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING
 from secateur.registry import Registry
 
 if TYPE_CHECKING:
-    from secateur.allocation.allocator import Allocator
+    from secateur.allocation.allocator import Allocator, TryingAllocator
 
-ALLOCATORS: "Registry[Allocator]" = Registry(
+ALLOCATORS: "Registry[Allocator | TryingAllocator]" = Registry(
     kind="allocation",
     group="secateur.allocators",
     builtin={
         "uniform": "secateur.allocation.uniform:Uniform",
         "uniform-floor": "secateur.allocation.uniform:UniformFloor",
         "global": "secateur.allocation.global_:Global",
+        "measured": "secateur.allocation.measured:Measured",
+        "search": "secateur.allocation.search:Search",
     },
 )

@@ -37,7 +37,10 @@ Compensate = Annotated[
 ]
 Allocation = Annotated[
     str | None,
-    Option(help="How layers share the budget: uniform or global. [default: the method's own]", rich_help_panel=METHOD),
+    Option(
+        help="How layers share the budget: uniform, global, measured, or search:seconds=60. [default: the method's own]",
+        rich_help_panel=METHOD,
+    ),
 ]
 Axes = Annotated[
     str | None,

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from secateur import axes
-from secateur.allocation.choose import counts, layer_sizes
+from secateur.allocation.allocator import Allocator, TryingAllocator
+from secateur.allocation.choose import counts, ladders, layer_sizes
 from secateur.allocation.uniform import Uniform
 from secateur.export.huggingface import disk_free
 from secateur.plan import parameters
 from secateur.recipes.differentiate import disk_of_gradients
 from secateur.recipes.flops import flops_per_token
 from secateur.recipes.job import Job
+from secateur.recipes.trials import spilled
 from secateur.streaming.collect import disk_of, memory_of
 from secateur.surgery.compensate import LeastSquares
 from secateur.surgery.sequential import Sequential
@@ -57,7 +59,7 @@ class Forecast:
 def forecast(job: Job) -> Forecast:
     """Widths are exact for the uniform allocations and for whole layers, and the mean for others."""
     binding, source = job.binding, job.source
-    expected = Uniform() if job.allocator.standardised else job.allocator
+    expected = job.allocator if isinstance(job.allocator, Allocator) and not job.allocator.standardised else Uniform()
     kept = {} if job.leaving else counts(binding, job.scope, expected, job.budget)
     sizes = layer_sizes(binding, kept)[job.leaving :]
     left = sum(parameters(binding.layer.values(), s) for s in sizes)
@@ -68,6 +70,8 @@ def forecast(job: Job) -> Forecast:
     walks += refits
     forwards, backwards = job.estimator.passes() if job.estimator else (0, 0)
     walks += forwards + backwards
+    tried, more, limit = _trying(job)
+    walks += tried
     tokens = job.settings.samples * job.settings.seq_len
     solve = _solving(job, kept)
     names = " x ".join(f"{axis} {kept[job.scope.layers[0], axis]} of {binding.sizes[axis]}" for axis in job.scope.axes)
@@ -76,9 +80,12 @@ def forecast(job: Job) -> Forecast:
     out = source.num_bytes - gone * width
     dense = [binding.sizes] * binding.num_layers
     seconds = (
-        tokens * flops_per_token(binding, dense, head=False) * max(walks + backwards, 1) / (_rate(job, job.dtype) * OVERHEAD)
+        tokens
+        * flops_per_token(binding, dense, head=False)
+        * max(walks - tried + more + backwards, 1)
+        / (_rate(job, job.dtype) * OVERHEAD)
     )
-    seconds += _compensating(job, kept, tokens)
+    seconds += _compensating(job, kept, tokens) + limit
     if refits:
         seconds += _refitting(job, sizes, tokens)
     return Forecast(
@@ -90,9 +97,17 @@ def forecast(job: Job) -> Forecast:
         widths=names, stock=job.shape.stock, notes=job.shape.notes + job.shape.reasons, walks=walks,
         peak_memory_bytes=max(job.peak, job.fit.peak - memory_of(job.request, binding) + solve),
         disk_bytes=out + disk_of(job.request, binding) + hidden + (disk_of_gradients(job) if job.estimator else 0)
-        + (out + hidden if refits else 0),
+        + spilled(job) + (out + hidden if refits else 0),
         disk_free_bytes=disk_free(job.runs), seconds=seconds,
     )  # fmt: skip
+
+
+def _trying(job: Job) -> tuple[int, float, float]:
+    """(walks, forward passes they are worth, seconds of a time limit) that an allocation takes which measures."""
+    if not isinstance(job.allocator, TryingAllocator):
+        return 0, 0.0, 0.0
+    passes = job.allocator.passes(ladders(job.binding, job.scope, None), job.binding.num_layers, job.settings.samples)
+    return job.allocator.walks, passes, job.allocator.time_limit
 
 
 def _solving(job: Job, kept: Mapping[Any, int]) -> int:

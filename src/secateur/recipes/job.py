@@ -9,28 +9,30 @@ import torch
 
 from secateur import plan as plans
 from secateur.allocation import ALLOCATORS
-from secateur.allocation.allocator import Allocator
+from secateur.allocation.allocator import Allocator, TryingAllocator
 from secateur.allocation.choose import Scope, counts, layer_sizes
+from secateur.allocation.uniform import Uniform
 from secateur.calibration.blocks import Blocks
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.layer import LayerCriterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_output
-from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
+from secateur.export.stock import Shape, with_biases
 from secateur.families.binding import Binding, bind
 from secateur.gradients.estimator import KINDS, Estimator, gradient_request
 from secateur.gradients.estimator import working_bytes as gradient_bytes
-from secateur.recipes.depth import check_options, layer_scope, leave_whole, protected_layers
+from secateur.recipes.depth import check_options, layer_scope, leave_whole
 from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import check_length, open_device, open_model
 from secateur.recipes.presets import criterion_of, resolved
+from secateur.recipes.scope import budget_of, leave_units, new_biases, scope_of
 from secateur.recipes.texts import Texts, open_texts
-from secateur.settings import PruneSettings, parse_bytes, parse_count, spell_bytes
+from secateur.settings import PruneSettings, parse_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Request, kinds_of, memory_of
 from secateur.streaming.memory import Fit, fit
 from secateur.streaming.walk import LAYER
-from secateur.surgery.compensate import Compensation
+from secateur.surgery.compensate import Compensation, LeastSquares
 from secateur.surgery.compensations import COMPENSATIONS
 from secateur.surgery.refit import working_bytes
 from secateur.surgery.sequential import Sequential
@@ -47,7 +49,7 @@ class Job:
     dtype: torch.dtype
     criterion: Criterion | LayerCriterion
     compensation: Compensation
-    allocator: Allocator
+    allocator: Allocator | TryingAllocator
     estimator: Estimator | None
     """Of the gradient that the criterion needs."""
     scope: Scope
@@ -85,6 +87,11 @@ class Job:
         """Calibration blocks, and evaluation windows unless none are wanted."""
         return self.texts.drawn, self.texts.held
 
+    @property
+    def trial_compensation(self) -> Compensation:
+        """What repairs a model that is pruned on trial: least squares in the place of what would take a walk for each."""
+        return LeastSquares() if isinstance(self.compensation, Sequential) else self.compensation
+
     @cached_property
     def request(self) -> Request:
         """Statistics that the criterion and the compensation need."""
@@ -92,7 +99,10 @@ class Job:
         if isinstance(self.criterion, LayerCriterion):
             return Request(kinds={LAYER: kinds})
         wanted = Request.of(self.binding, self.scope.axes, kinds, self.criterion.inputs)
-        return wanted | Request.of(self.binding, self.scope.axes, kinds_of(self.compensation.needs))
+        needs = self.compensation.needs
+        if isinstance(self.allocator, TryingAllocator):
+            needs |= self.trial_compensation.needs
+        return wanted | Request.of(self.binding, self.scope.axes, kinds_of(needs))
 
     @cached_property
     def gradients(self) -> Request:
@@ -111,8 +121,15 @@ class Job:
     @cached_property
     def fit_refit(self) -> Fit:
         """Of the walk that refits, at the widths that the uniform allocation leaves."""
-        sizes = layer_sizes(self.binding, counts(self.binding, self.scope, ALLOCATORS.create("uniform"), self.budget))
+        sizes = layer_sizes(self.binding, counts(self.binding, self.scope, Uniform(), self.budget))
         return self._fit(working_bytes(self.binding, self.source, sizes[self.scope.layers[0]]), 1, streams=2)
+
+    @cached_property
+    def fit_trials(self) -> Fit:
+        """Of the models that are pruned on trial, for an allocation that measures."""
+        kept = self.allocator.kept_states if isinstance(self.allocator, TryingAllocator) else 0
+        states = kept * torch.Size(self.hidden_shape).numel() * self.dtype.itemsize
+        return self._fit(memory_of(self.request, self.binding) + states, 1)
 
     def _fit(self, statistics: int, states: int, streams: int = 1) -> Fit:
         return fit(
@@ -129,7 +146,7 @@ class Job:
     def peak(self) -> int:
         """Bytes that the walks will have in memory at most, as far as that can be told."""
         refit = self.fit_refit.peak if isinstance(self.compensation, Sequential) else 0
-        return max(self.fit.peak, self.fit_back.peak if self.estimator else 0, refit)
+        return max(self.fit.peak, self.fit_trials.peak, self.fit_back.peak if self.estimator else 0, refit)
 
     @property
     def hidden_shape(self) -> tuple[int, int, int]:
@@ -163,7 +180,7 @@ def prepare(settings: PruneSettings, texts: Texts | None = None) -> Job:
     whole = isinstance(criterion, LayerCriterion)
     if whole:
         check_options(settings)
-    allocator, compensation = ALLOCATORS.create(settings.allocation or "uniform"), _compensation(settings)
+    allocator, compensation = ALLOCATORS.spelled(settings.allocation or "uniform"), _compensation(settings)
     estimator = estimator_for(settings, criterion)
     if source.layers:
         raise UserError(
@@ -172,38 +189,15 @@ def prepare(settings: PruneSettings, texts: Texts | None = None) -> Job:
     check_length(binding, settings.seq_len)
     if whole:
         scope = layer_scope(settings, binding)
-        budget = _budget(settings, source, scope, ())
+        budget = budget_of(settings, source, scope, ())
         leaving, shape = leave_whole(binding, scope, budget)
     else:
-        scope, leaving = _scope(settings, binding, compensation, allocator), 0
-        budget, shape = _of_units(settings, source, scope, compensation, allocator)
+        scope, leaving = scope_of(settings, binding, compensation), 0
+        budget, shape = leave_units(settings, source, scope, compensation, allocator)
     return Job(
         settings=settings, source=source, device=device, dtype=dtype, criterion=criterion, compensation=compensation,
         allocator=allocator, scope=scope, budget=budget, shape=shape, estimator=estimator, leaving=leaving, opened=texts,
     )  # fmt: skip
-
-
-def _of_units(
-    settings: PruneSettings, source: Checkpoint, scope: Scope, compensation: Compensation, allocator: Allocator
-) -> tuple[int, Shape]:
-    """How many parameters leave, and how the result is expected to be written."""
-    binding = source.binding
-    try:
-        budget = _budget(settings, source, scope, new_biases(binding, compensation, scope.axes))
-        expected = ALLOCATORS.create("uniform") if allocator.standardised else allocator
-        kept = counts(binding, scope, expected, budget)  # also refuses what cannot be met
-    except UserError as error:
-        hint = f" Or drop --stock, with which only {' and '.join(scope.axes)} can leave here." if settings.stock else ""
-        raise UserError(f"{error}{hint}") from None
-    shape = shape_of(binding, layer_sizes(binding, kept), new_biases(binding, compensation, scope.axes))
-    if allocator.standardised:
-        unequal = "layers get unequal sizes, as --allocation global ranks the units of all layers together"
-        shape = Shape(stock=False, config=shape.config, reasons=(unequal,))
-    if settings.stock and not shape.stock:
-        raise UserError(
-            f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect, or drop --stock."
-        )
-    return budget, shape
 
 
 def _compensation(settings: PruneSettings) -> Compensation:
@@ -228,85 +222,10 @@ def _check_output(settings: PruneSettings, out: Path) -> None:
     check_output(out, force=settings.force, inputs=inputs, model=model if model.is_dir() else None)
 
 
-def new_biases(binding: Binding, compensation: Compensation, pruned: tuple[str, ...]) -> tuple[str, ...]:
-    """Readers that get a bias they do not have."""
-    if not compensation.needs_bias_slot:
-        return ()
-    readers = {name for axis in pruned for name in binding.readers(axis)}
-    return tuple(sorted(n for n in readers if n.removesuffix(".weight") + ".bias" not in binding.layer))
-
-
 def written(job: Job) -> int:
     """Bytes of the result's weights, as the budget wants them."""
     width = job.source.dtype(job.binding.layer_name(0, next(iter(job.binding.layer)))).itemsize
     return job.source.num_bytes - job.budget * width
-
-
-def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation, allocator: Allocator) -> Scope:
-    protected, asked = protected_layers(settings, binding), settings.axes or ()
-    pruned = tuple(a for a in asked if a in binding.prunable)
-    if "ffn" in pruned and settings.round_to >= (width := binding.sizes["ffn"]):
-        raise UserError(
-            f"--round-to {settings.round_to} was given, but an MLP of this model has {width} channels: none could leave. Give a "
-            f"number below {width}, or prune other --axes."
-        )
-    if "group" in asked and "group" not in pruned:
-        raise UserError(
-            f"--axes group was given, but this {binding.model_type} model has one query head per kv head. Use --axes kv,ffn."
-        )
-    if "kv" in pruned and "group" in pruned:
-        raise UserError(
-            "--axes kv,group would prune the same heads twice. Give one of them, and ffn if MLP channels may leave too."
-        )
-    if settings.stock and not accepts_ffn(binding):
-        pruned = tuple(a for a in pruned if a != "ffn")
-    added = new_biases(binding, compensation, pruned)
-    heads = accepted_heads(binding, added) if settings.stock else None
-    scope = Scope.of(binding, pruned=pruned, protected=protected, round_to=settings.round_to, heads=heads)
-    if not scope.axes:
-        given, able = ",".join(asked), ",".join(binding.prunable) or "none"
-        held = ", and a stock checkpoint can hold no fewer of them" if settings.stock else ""
-        raise UserError(
-            f"nothing of this {binding.model_type} model can leave along --axes {given}: axes with more than one unit are {able}"
-            f"{held}. Give other --axes{', or drop --stock' if settings.stock else ''}."
-        )
-    return scope
-
-
-def _budget(settings: PruneSettings, source: Checkpoint, scope: Scope, added: tuple[str, ...]) -> int:
-    """Parameters that must leave, from the ratio or the target; a target is met although the biases `added` arrive."""
-    binding = source.binding
-    block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
-    if settings.ratio is not None:
-        return round(settings.ratio * block)
-    total, size = source.num_parameters, source.num_bytes
-    if settings.target_params is not None:
-        leave, what = total - parse_count(settings.target_params), f"--target-params {settings.target_params}"
-        has = f"{total:,} parameters"
-    else:
-        assert settings.target_size is not None
-        per = sum(source.dtype(binding.layer_name(0, n)).itemsize for n in binding.layer) / len(binding.layer)
-        leave, what = round((size - parse_bytes(settings.target_size)) / per), f"--target-size {settings.target_size}"
-        has = f"{spell_bytes(size)} of weights"
-    if leave <= 0:
-        raise UserError(f"{what}: the model has {has} already. Give a smaller target.")
-    leave += _arriving(binding, scope, added, leave)
-    if leave >= block:
-        raise UserError(
-            f"{what}: {leave:,} parameters would have to leave, and the layers have {block:,} in all; embedding and head stay. "
-            f"Give a larger target."
-        )
-    return leave
-
-
-def _arriving(binding: Binding, scope: Scope, added: tuple[str, ...], leave: int) -> int:
-    """Parameters of new biases in the whole stack, at the widths that are left when `leave` parameters leave."""
-    block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
-    if not added or leave >= block:
-        return 0
-    layer = bind(with_biases(binding, added)).layer
-    sizes = layer_sizes(binding, counts(binding, scope, ALLOCATORS.create("uniform"), leave))
-    return sum(plans.parameters((layer[n] for n in layer.keys() - binding.layer.keys()), s) for s in sizes)
 
 
 def plan_settings(settings: PruneSettings) -> dict[str, Any]:

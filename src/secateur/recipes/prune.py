@@ -14,6 +14,7 @@ from secateur.recipes.refit import refit
 from secateur.recipes.result import PruneResult
 from secateur.recipes.steps import choose_layers, choose_plan, finish, gather, operate, perplexity, scores_of
 from secateur.recipes.texts import Texts
+from secateur.recipes.trials import trials_of
 from secateur.reporter import Reporter
 from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings, spell_bytes
@@ -38,7 +39,11 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         store = gather(job, run, report)
         gradients, gradient = differentiate(job, run, report)
-    plan = choose_layers(job, store) if job.leaving else choose_plan(job, scores_of(job, store, gradients, report))
+    if job.leaving:
+        plan = choose_layers(job, store)
+    else:
+        scores = scores_of(job, store, gradients, report)
+        plan = choose_plan(job, scores, trials_of(job, scores, store, run, report))
     run.write("plan.json", plan.to_dict())
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         rewritten = refit(job, plan, run, report)

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from secateur.allocation.choose import Scores, counts, kept_layers, score
+from secateur.allocation.allocator import Trials, TryingAllocator
+from secateur.allocation.choose import Scores, counts, kept_layers, ladders, score
 from secateur.allocation.depth import least
 from secateur.axes import Kept
 from secateur.calibration.presets import PRESETS
@@ -77,10 +78,17 @@ def scores_of(job: Job, store: Store, gradients: Store | None, report: Reporter)
     return dict(report.track(scored, "scoring", len(job.scope.layers) * len(job.scope.axes)))
 
 
-def choose_plan(job: Job, scores: Scores) -> Plan:
-    """Allocate and choose. Deterministic: the same statistics and settings give the same plan, bit for bit."""
+def choose_plan(job: Job, scores: Scores, trials: Trials | None = None) -> Plan:
+    """Allocate and choose. Deterministic: the same statistics and settings give the same plan, bit for bit, but for time limits.
+
+    `trials`: for the allocators that measure.
+    """
     binding = job.binding
-    kept = counts(binding, job.scope, job.allocator, job.budget, scores)
+    if isinstance(job.allocator, TryingAllocator):
+        assert trials is not None, f"{job.allocator.name} measures"
+        kept = job.allocator.decide(ladders(binding, job.scope, scores), job.budget, trials)
+    else:
+        kept = counts(binding, job.scope, job.allocator, job.budget, scores)
     return sealed(job, kept_layers(binding, job.scope, scores, kept))
 
 

@@ -75,6 +75,12 @@ class Rebuild:
                 shape = axes.shape(self.target.layer[name], self.sizes(layer))
                 yield name, torch.zeros(shape, dtype=self._dtype(full))
 
+    def readers(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+        """(relative name, weight) of one layer's readers of what is pruned and of their biases, compensated."""
+        kept = self.plan.layers[layer]
+        for name in dict.fromkeys(n for axis in kept for n in self.target.readers(axis)):
+            yield from self._compensated(layer, name, kept)
+
     def _sliced(self, full: str, name: str, kept: Kept) -> Tensor:
         spec, sizes = self.target.layer[name], self.target.sizes
         rows = axes.dim_index(spec.dims[0], sizes, kept)

@@ -1,0 +1,115 @@
+"""What may leave a model and how much must, as the settings say it; everything that cannot be is refused."""
+
+from secateur import plan as plans
+from secateur.allocation.allocator import Allocator, TryingAllocator
+from secateur.allocation.choose import Scope, counts, layer_sizes
+from secateur.allocation.uniform import Uniform
+from secateur.errors import UserError
+from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
+from secateur.families.binding import Binding, bind
+from secateur.recipes.depth import protected_layers
+from secateur.settings import PruneSettings, parse_bytes, parse_count, spell_bytes
+from secateur.streaming.checkpoint import Checkpoint
+from secateur.surgery.compensate import Compensation
+
+
+def scope_of(settings: PruneSettings, binding: Binding, compensation: Compensation) -> Scope:
+    protected, asked = protected_layers(settings, binding), settings.axes or ()
+    pruned = tuple(a for a in asked if a in binding.prunable)
+    if "ffn" in pruned and settings.round_to >= (width := binding.sizes["ffn"]):
+        raise UserError(
+            f"--round-to {settings.round_to} was given, but an MLP of this model has {width} channels: none could leave. Give a "
+            f"number below {width}, or prune other --axes."
+        )
+    if "group" in asked and "group" not in pruned:
+        raise UserError(
+            f"--axes group was given, but this {binding.model_type} model has one query head per kv head. Use --axes kv,ffn."
+        )
+    if "kv" in pruned and "group" in pruned:
+        raise UserError(
+            "--axes kv,group would prune the same heads twice. Give one of them, and ffn if MLP channels may leave too."
+        )
+    if settings.stock and not accepts_ffn(binding):
+        pruned = tuple(a for a in pruned if a != "ffn")
+    added = new_biases(binding, compensation, pruned)
+    heads = accepted_heads(binding, added) if settings.stock else None
+    scope = Scope.of(binding, pruned=pruned, protected=protected, round_to=settings.round_to, heads=heads)
+    if not scope.axes:
+        given, able = ",".join(asked), ",".join(binding.prunable) or "none"
+        held = ", and a stock checkpoint can hold no fewer of them" if settings.stock else ""
+        raise UserError(
+            f"nothing of this {binding.model_type} model can leave along --axes {given}: axes with more than one unit are {able}"
+            f"{held}. Give other --axes{', or drop --stock' if settings.stock else ''}."
+        )
+    return scope
+
+
+def leave_units(
+    settings: PruneSettings,
+    source: Checkpoint,
+    scope: Scope,
+    compensation: Compensation,
+    allocator: Allocator | TryingAllocator,
+) -> tuple[int, Shape]:
+    """How many parameters leave, and how the result is expected to be written."""
+    binding = source.binding
+    try:
+        budget = budget_of(settings, source, scope, new_biases(binding, compensation, scope.axes))
+        expected = allocator if isinstance(allocator, Allocator) and not allocator.standardised else Uniform()
+        kept = counts(binding, scope, expected, budget)  # also refuses what cannot be met
+    except UserError as error:
+        hint = f" Or drop --stock, with which only {' and '.join(scope.axes)} can leave here." if settings.stock else ""
+        raise UserError(f"{error}{hint}") from None
+    shape = shape_of(binding, layer_sizes(binding, kept), new_biases(binding, compensation, scope.axes))
+    if allocator.standardised:
+        unequal = f"layers get unequal sizes, as --allocation {allocator.name} decides for all layers together"
+        shape = Shape(stock=False, config=shape.config, reasons=(unequal,))
+    if settings.stock and not shape.stock:
+        raise UserError(
+            f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect, or drop --stock."
+        )
+    return budget, shape
+
+
+def budget_of(settings: PruneSettings, source: Checkpoint, scope: Scope, added: tuple[str, ...]) -> int:
+    """Parameters that must leave, from the ratio or the target; a target is met although the biases `added` arrive."""
+    binding = source.binding
+    block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
+    if settings.ratio is not None:
+        return round(settings.ratio * block)
+    total, size = source.num_parameters, source.num_bytes
+    if settings.target_params is not None:
+        leave, what = total - parse_count(settings.target_params), f"--target-params {settings.target_params}"
+        has = f"{total:,} parameters"
+    else:
+        assert settings.target_size is not None
+        per = sum(source.dtype(binding.layer_name(0, n)).itemsize for n in binding.layer) / len(binding.layer)
+        leave, what = round((size - parse_bytes(settings.target_size)) / per), f"--target-size {settings.target_size}"
+        has = f"{spell_bytes(size)} of weights"
+    if leave <= 0:
+        raise UserError(f"{what}: the model has {has} already. Give a smaller target.")
+    leave += _arriving(binding, scope, added, leave)
+    if leave >= block:
+        raise UserError(
+            f"{what}: {leave:,} parameters would have to leave, and the layers have {block:,} in all; embedding and head stay. "
+            f"Give a larger target."
+        )
+    return leave
+
+
+def _arriving(binding: Binding, scope: Scope, added: tuple[str, ...], leave: int) -> int:
+    """Parameters of new biases in the whole stack, at the widths that are left when `leave` parameters leave."""
+    block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
+    if not added or leave >= block:
+        return 0
+    layer = bind(with_biases(binding, added)).layer
+    sizes = layer_sizes(binding, counts(binding, scope, Uniform(), leave))
+    return sum(plans.parameters((layer[n] for n in layer.keys() - binding.layer.keys()), s) for s in sizes)
+
+
+def new_biases(binding: Binding, compensation: Compensation, pruned: tuple[str, ...]) -> tuple[str, ...]:
+    """Readers that get a bias they do not have."""
+    if not compensation.needs_bias_slot:
+        return ()
+    readers = {name for axis in pruned for name in binding.readers(axis)}
+    return tuple(sorted(n for n in readers if n.removesuffix(".weight") + ".bias" not in binding.layer))
