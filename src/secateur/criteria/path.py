@@ -10,6 +10,7 @@ a step later. Where the two disagree, the whole path is done again in float64.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from jaxtyping import Float, Int
@@ -40,11 +41,9 @@ def greedy_path(group: CoupledGroup, gram: Gram, ridge: float, weigh: Weigh) -> 
     """
     units, rows = group.unit_of_column, rows_of(group)
     if len(units) > WIDE:
-        try:
+        # Rounding may make a block indefinite.
+        with suppress(torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
             path, inverse, energy = _in(torch.float32, units, rows, gram, ridge, weigh)
-        except torch.linalg.LinAlgError:  # rounding has made a block indefinite
-            pass
-        else:
             at = group.num_units // 2
             exact = recomputed(path, gram, inverse, units, energy, at=at, many=CHECKED)
             if float((path.cost[at : at + CHECKED] - exact).abs().sum()) <= TOLERANCE * float(exact.sum()):
