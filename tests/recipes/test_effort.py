@@ -83,7 +83,7 @@ def test_the_command_on_the_card_makes_the_same_model_again(
     assert (first.method, first.allocation, first.compensate) == means
     assert first.verified <= 1e-5
     out = Path(first.out)
-    recorded = json.loads((out / "secateur.json").read_text())["settings"]
+    recorded = plan(out)["settings"]
     assert (recorded["method"], recorded["allocation"], recorded["compensate"], recorded["effort"]) == (*means, None)
     words = written_command(out)
     said = dict(zip(words, words[1:], strict=False))
