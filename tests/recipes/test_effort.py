@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import secateur
@@ -99,6 +100,16 @@ def test_the_command_on_the_card_makes_the_same_model_again(
     assert plan(elsewhere / out.name) == plan(out)
     assert model_files(elsewhere / out.name) == model_files(out)
     assert written_command(elsewhere / out.name) == words
+
+
+@pytest.mark.parametrize("effort", MEANS)
+def test_every_effort_can_make_a_stock_checkpoint(effort: str, checkpoint: Make):
+    model = checkpoint("llama")
+    result = secateur.prune(model, **job(model, effort=effort, stock=True))
+    assert result.stock and result.allocation == "uniform" and result.compensate == MEANS[effort][2]
+    plain, info = AutoModelForCausalLM.from_pretrained(result.out, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert sum(p.numel() for p in plain.parameters()) == result.parameters_after
 
 
 @pytest.mark.parametrize("compensate", ["sequential", "sequential:ridge=0.01", "sequential:matrices=readers,ridge=0.01"])
