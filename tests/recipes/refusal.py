@@ -15,8 +15,12 @@ from tests.recipes.tiny_checkpoint import TINY, text_beside
 
 
 def job(model: Path, **options: Any) -> dict[str, Any]:
-    """Settings that prune a tiny checkpoint by 30%; `options` win, and one that is None is left out."""
+    """Settings that prune a tiny checkpoint by 30%; `options` win, and one that is None is left out.
+
+    By flap, which walks once, unless an effort chooses.
+    """
     usual = {"out": model.parent / "out", "ratio": 0.3, "calibration": str(text_beside(model)), **TINY}
+    usual |= {} if "effort" in options else {"method": "flap"}
     return {name: value for name, value in (usual | options).items() if value is not None}
 
 

@@ -49,7 +49,6 @@ SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"axes": "kv,group"}, ["the same heads twice", "Give one of them"]),
     ({"stock": True, "allocation": "global"}, ["--stock cannot be had", "unequal sizes", "--allocation uniform"]),
     ({"stock": True, "protect": "0"}, ["--stock cannot be had", "unequal sizes", "without --protect"]),
-    ({"ridge": 0.1, "compensate": "none"}, ["ridge = 0.1 has no effect", "least-squares"]),
     ({"method": "shortgpt", "axes": "kv,ffn"}, ["--axes kv,ffn", "--method shortgpt", "whole layers leave", "Leave it out"]),
     ({"method": "shortgpt", "allocation": "uniform"}, ["--allocation uniform", "whole layers leave", "Leave it out"]),
     ({"method": "shortgpt", "round_to": 8}, ["--round-to 8", "whole layers leave", "Leave it out"]),
@@ -61,6 +60,22 @@ SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"method": "shortgpt", "ratio": 0.2}, ["less than half a layer", "2 layers", "from 0.500 to 0.500", "another --method"]),
     ({"method": "shortgpt", "ratio": 0.8}, ["nearest to 2 layers, and at most 1 may leave", "one must stay"]),
     ({"method": "shortgpt", "protect": "0-1"}, ["protects all 2 layers", "Name fewer"]),
+    ({"ridge": 0.1, "compensate": "none"}, ["--ridge 0.1", "--compensate none has none", "least-squares and sequential"]),
+    ({"ridge": 0.1, "compensate": "bias"}, ["--ridge 0.1", "--compensate bias has none", "choose one of those"]),
+    (
+        {"ridge": 0.1, "compensate": "sequential:matrices=all,ridge=0.2"},
+        ["--ridge 0.1", "--compensate sequential:matrices=all,ridge=0.2 has a ridge already", "give the ridge once"],
+    ),
+    ({"ridge": 0.1, "compensate": "sequntial"}, ["unknown compensation 'sequntial'", "Did you mean sequential?"]),
+    ({"compensate": "least-square"}, ["unknown compensation 'least-square'", "Did you mean least-squares?", "sequential"]),
+    ({"compensate": "least-squares:rigde=1"}, ["'least-squares' has no option 'rigde'", "Did you mean ridge?", "Known: ridge"]),
+    ({"compensate": "sequential:matrix=all"}, ["'sequential' has no option 'matrix'", "Did you mean matrices?"]),
+    ({"compensate": "sequential:matrices=q"}, ["sequential's matrices is 'q'", "Allowed: all, readers"]),
+    ({"compensate": "sequential:ridge=-2"}, ["sequential's ridge is -2.0", "0 and above, or -1"]),
+    ({"compensate": "sequential:ridge=x"}, ["option ridge is 'x'", "Allowed: a number"]),
+    ({"compensate": "sequential:readers"}, ["'readers' of 'sequential:readers' is not an option", "sequential:option=value"]),
+    ({"compensate": "none:ridge=1"}, ["'none' has no option 'ridge'", "It has no options"]),
+    ({"effort": "best", "method": "flap"}, ["method = 'flap' and effort = 'best' were given", "Give one of them"]),
 ]  # fmt: skip
 
 
@@ -103,13 +118,13 @@ def test_settings_that_a_model_cannot_follow_are_refused(
     assert all(part in message for part in says), message
 
 
-def test_the_command_line_refuses_an_unknown_compensation_itself(checkpoint: Make) -> None:
+def test_the_command_line_refuses_an_unknown_effort_itself(checkpoint: Make) -> None:
     model = checkpoint("llama")
-    done = command("prune", str(model), **job(model, compensate="least-square"))
+    done = command("prune", str(model), **job(model, effort="bst"))
     assert done.exit_code == 2
-    assert "least-squares" in done.stderr and "Traceback" not in done.stderr
-    with pytest.raises(secateur.UserError, match="Did you mean least-squares"):
-        secateur.prune(model, **job(model, compensate="least-square"))
+    assert "best" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(secateur.UserError, match="Did you mean best"):
+        secateur.prune(model, **job(model, effort="bst"))
 
 
 def test_an_unknown_keyword_is_refused(checkpoint: Make) -> None:

@@ -18,7 +18,7 @@ from tests.recipes.tiny_checkpoint import text_beside, tiny_checkpoint
 # Families whose own configuration can hold pruned heads and channels, and those that can hold channels alone.
 BOTH = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3")
 CHANNELS = ("gpt2", "gpt_neo", "gpt_neox", "opt")
-QUICK = {"samples": 8, "seq_len": 16, "evaluation": "none"}
+QUICK = {"method": "flap", "samples": 8, "seq_len": 16, "evaluation": "none"}
 
 
 def pruned(model_type: str, base: Path, **options):

@@ -73,6 +73,31 @@ def test_a_disk_that_fills_while_gathering_keeps_the_finished_layers(
     assert model_files(home / "out") == model_files(home / "whole")
 
 
+@pytest.mark.parametrize(
+    ("step", "first"),
+    [("gathering statistics", "layer-"), ("gathering gradients", "gradient-*/layer-"), ("refitting", "sequential-*/layer-")],
+)
+def test_a_disk_that_fills_at_any_step_keeps_what_it_has(
+    step: str, first: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full once the step has stored its second layer."""
+    home, real = model.parent, TensorWriter.__init__
+    secateur.prune(model, **job(model, effort="best", out=home / "whole", run_dir=home / "runs"))
+
+    def begin(self: TensorWriter, path: Path, layout: Any) -> None:
+        if len(list((home / ".secateur").glob(f"*/{first}*"))) >= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(self, path, layout)
+
+    monkeypatch.setattr(TensorWriter, "__init__", begin)
+    message = refused(model, **job(model, effort="best"))
+    assert f"{step} failed at" in message and "No space left on device" in message and "--resume" in message
+    monkeypatch.undo()
+    assert len(list((home / ".secateur").glob(f"*/{first}*"))) == 2
+    secateur.prune(model, **job(model, effort="best"), resume=True)
+    assert model_files(home / "out") == model_files(home / "whole")
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_disk_that_fills_while_writing_leaves_everything_as_it_was(
     model: Path, force: bool, monkeypatch: pytest.MonkeyPatch

@@ -106,7 +106,7 @@ def test_layers_are_numbered_from_both_ends(numbers: set[int]) -> None:
 
 def test_defaults() -> None:
     settings = prune_settings(ratio=0.3)
-    assert (settings.method, settings.round_to) == ("flap", 1)
+    assert (settings.method, settings.effort, settings.round_to) == (None, None, 1)
     own = (settings.gradient, settings.allocation, settings.compensate, settings.protect, settings.axes)
     assert own == (None,) * 5  # the method's own
     assert (settings.samples, settings.seq_len, settings.seed) == (128, 128, 0)
@@ -152,7 +152,16 @@ def test_ratio_outside(ratio: object) -> None:
         ({"max_memory": "2", "ratio": 0.1, "protect": "x"}, "protect: 'x' of 'x' is not a layer"),
         ({"ratio": 0.2, "max_memory": "lots"}, "max_memory: 'lots' is not a size"),
         ({"ratio": 0.2, "ration": 0.3}, "unknown setting 'ration'. Did you mean ratio"),
-        ({"ratio": 0.2, "compensate": "least-square"}, "Did you mean least-squares.* Choose 'none', 'bias' or 'least-squares'"),
+        ({"ratio": 0.2, "compensate": ""}, "compensate = '' is not allowed"),
+        ({"ratio": 0.2, "method": ""}, "method = '' is not allowed"),
+        (
+            {"ratio": 0.2, "effort": "bst"},
+            "effort = 'bst' is not allowed. Did you mean best.* Choose 'fast', 'balanced' or 'best'",
+        ),
+        (
+            {"ratio": 0.2, "effort": "best", "method": "flap"},
+            "method = 'flap' and effort = 'best' were given, and an effort is a choice of method. Give one of them",
+        ),
         ({"ratio": 0.2, "axes": "kv,fn"}, "axes = 'fn' is not allowed. Did you mean ffn"),
         ({"ratio": 0.2, "axes": "kv,kv"}, "axes = 'kv,kv' is not allowed.* each once"),
         ({"ratio": 0.2, "axes": ()}, "axes = '' is not allowed"),
@@ -165,7 +174,6 @@ def test_ratio_outside(ratio: object) -> None:
         ({"ratio": 0.2, "dtype": "int8"}, "dtype = 'int8' is not allowed.* Choose 'auto', 'bf16', 'fp16' or 'fp32'"),
         ({"ratio": 0.2, "model": ""}, "model = '' is not allowed: it must be a directory with a checkpoint, or a hub id"),
         ({"ratio": 0.2, "ridge": -1.0}, "ridge = -1.0 is not allowed"),
-        ({"ratio": 0.2, "ridge": 0.1, "compensate": "bias"}, "ridge = 0.1 has no effect with compensate = 'bias'"),
         ({"ratio": 0.2, "out": None}, "no output directory was given"),
     ],
 )

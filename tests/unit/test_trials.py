@@ -34,7 +34,6 @@ def test_an_entry(text: str, settings: dict[str, Any]) -> None:
         ("flap[seed=3]", "Known: gradient, compensate, allocation, axes, protect, ridge."),
         ("flap[ridge=1,ridge=2]", "the choice 'ridge' is given twice"),
         ("flap[ridge=much]", "ridge = 'much' is not allowed"),
-        ("flap[compensate=none,ridge=1]", "has no effect"),
         ("flap[protect=all]", "is not a layer or a range"),
     ],
 )

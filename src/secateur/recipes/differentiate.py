@@ -68,8 +68,14 @@ def differentiate(job: "Job", run: RunDirectory, report: Reporter) -> tuple[Stor
     )  # fmt: skip
     check_disk({run.path: disk_of_gradients(job)})
     start = time.perf_counter()
-    for layer in report.track(estimator.estimate(task), f"gradients by {estimator.name}", 2 * job.binding.num_layers):
-        run.log("gradient", estimator=estimator.name, layer=layer)
+    try:
+        for layer in report.track(estimator.estimate(task), f"gradients by {estimator.name}", 2 * job.binding.num_layers):
+            run.log("gradient", estimator=estimator.name, layer=layer)
+    except OSError as error:
+        raise UserError(
+            f"gathering gradients failed at {error.filename or str(run.path)!r}: {error.strerror or error}. The layers finished so "
+            f"far are kept: once this is mended, the same command with --resume goes on from there."
+        ) from error
     found = {**record, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak()}
     run.remember(store.directory.name, found)
     run.log("gradients", **found)

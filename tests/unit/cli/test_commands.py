@@ -25,8 +25,8 @@ from secateur.version import __version__
 MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
 FLAGS = {
     "prune": MACHINE | {
-        "--out", "--ratio", "--target-params", "--target-size", "--method", "--gradient", "--compensate", "--allocation", "--axes",
-        "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
+        "--out", "--ratio", "--target-params", "--target-size", "--effort", "--method", "--gradient", "--compensate", "--allocation",
+        "--axes", "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
         "--seed", "--run-dir", "--resume", "--force", "--dry-run", "--json",
     },
     "eval": MACHINE | {"--text", "--seq-len", "--max-tokens", "--bos", "--json"},
@@ -151,13 +151,36 @@ def test_prune_passes_every_option(recipe: Install) -> None:
     (settings, report), _ = called.calls[0]
     assert isinstance(report, Reporter)
     assert settings.to_json() == {
-        "model": "m", "out": "d", "ratio": None, "target_params": "5M", "target_size": None, "method": "wanda-sp",
+        "model": "m", "out": "d", "ratio": None, "target_params": "5M", "target_size": None, "method": "wanda-sp", "effort": None,
         "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global",
         "calibration": "a.txt", "evaluation": "b.txt", "allow_overlap": True, "samples": 3, "seq_len": 7,
         "seed": 5, "protect": "0-2,-1", "axes": ["ffn"], "round_to": 64, "stock": True, "ridge": None, "max_memory": "2GiB",
         "device": "cuda:1", "dtype": "bf16", "run_dir": "r", "resume": True, "force": True, "dry_run": False,
         "trust_remote_code": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+def test_prune_passes_an_effort(recipe: Install, effort: str) -> None:
+    called = recipe("prune")
+    assert run("prune", "m", "--out", "o", "--ratio", "0.2", "--effort", effort).exit_code == 0
+    (settings, _), _ = called.calls[0]
+    assert (settings.effort, settings.method, settings.compensate, settings.allocation) == (effort, None, None, None)
+
+
+@pytest.mark.parametrize("spelled", ["sequential", "sequential:matrices=readers", "least-squares:ridge=0.1"])
+def test_prune_passes_a_compensation_with_its_options(recipe: Install, spelled: str) -> None:
+    called = recipe("prune")
+    assert run("prune", "m", "--out", "o", "--ratio", "0.2", "--compensate", spelled).exit_code == 0
+    assert called.calls[0][0][0].compensate == spelled
+
+
+def test_an_effort_beside_a_method_is_refused_before_the_recipe(recipe: Install) -> None:
+    called = recipe("prune")
+    done = run("prune", "m", "--out", "o", "--ratio", "0.2", "--effort", "best", "--method", "flap")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: method = 'flap' and effort = 'best' were given")
+    assert not called.calls
 
 
 def test_eval_passes_every_option(recipe: Install) -> None:
@@ -239,7 +262,10 @@ def test_a_wrong_setting_exits_before_the_recipe(recipe: Install) -> None:
     assert not called.calls
 
 
-@pytest.mark.parametrize("arguments", [["prune"], ["prune", "m", "--ratio", "much"], ["eval", "m", "--nonsense"], ["lst"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["prune"], ["prune", "m", "--ratio", "much"], ["prune", "m", "--effort", "most"], ["eval", "m", "--nonsense"], ["lst"]],
+)
 def test_usage_errors(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.exit_code == 2

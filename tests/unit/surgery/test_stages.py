@@ -1,6 +1,7 @@
 """A layer's stages, for every family: their order, what they read, and what is seen of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,3 +171,28 @@ def test_a_run_that_fails_leaves_no_hooks_and_is_not_hushed_up():
         with pytest.raises(ZeroDivisionError, match="run's own"):
             added(layer.module, fails, stage, ())
         assert not hooks_of(layer.module)
+
+
+def test_matrices_of_one_input_with_a_bias_and_without_do_not_share_a_stage():
+    """No family has such; an intercept belongs to a whole stage."""
+    _, layer = opened("llama-bias")
+    specs = {name: spec for name, spec in layer.binding.layer.items() if name != "self_attn.k_proj.bias"}
+    order = stages(replace(layer.binding, layer=specs), layer.module, layer.run)
+    assert [(s.modules, s.biased) for s in order[:2]] == [
+        (("self_attn.q_proj", "self_attn.v_proj"), True),
+        (("self_attn.k_proj",), False),
+    ]
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_norm_is_seen_even_where_the_stream_is_even_already(normed: bool):
+    """Every token of the stream has the size that the norm would give it."""
+    module = nn.ModuleDict({"reader": nn.Linear(8, 8, dtype=torch.float64)}).requires_grad_(False)
+    even = nn.RMSNorm(8, elementwise_affine=False, dtype=torch.float64)
+    hidden = even(torch.randn(2, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+
+    def run() -> Tensor:
+        said = module["reader"](hidden)
+        return hidden + (even(said) if normed else said)
+
+    assert added(module, run, Stage(modules=("reader",), reader=True, biased=True), ()) == (not normed)
