@@ -26,8 +26,8 @@ MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
 FLAGS = {
     "prune": MACHINE | {
         "--out", "--ratio", "--target-params", "--target-size", "--effort", "--method", "--gradient", "--compensate", "--allocation",
-        "--axes", "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
-        "--seed", "--run-dir", "--resume", "--force", "--dry-run", "--json",
+        "--axes", "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples",
+        "--seq-len", "--seed", "--run-dir", "--resume", "--force", "--dry-run", "--json",
     },
     "eval": MACHINE | {"--text", "--seq-len", "--max-tokens", "--bos", "--json"},
     "inspect": {"--trust-remote-code", "--json"},
