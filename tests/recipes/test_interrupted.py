@@ -129,10 +129,10 @@ def test_a_killed_walk_is_resumed_bit_for_bit(model: Path, place: str, finished:
 def test_killed_gradients_are_resumed_bit_for_bit(model: Path, gradient: str, place: str) -> None:
     home = model.parent
     options = {"method": "fms", "gradient": gradient, "compensate": "none"}
-    secateur.prune(model, **job(model, out=home / "whole", run_dir=home / "runs"), **options)
-    kill(model, place, **job(model), **options)
+    secateur.prune(model, **job(model, out=home / "whole", run_dir=home / "runs", **options))
+    kill(model, place, **job(model, **options))
     assert not (home / "out").exists()
-    secateur.prune(model, **job(model), resume=True, **options)
+    secateur.prune(model, **job(model, **options), resume=True)
     assert plan(home / ".secateur") == plan(home / "runs")
     assert model_files(home / "out") == model_files(home / "whole")
     found, expected = (
