@@ -28,6 +28,7 @@ class Allocator(Protocol):
         ...
 
 
+@runtime_checkable
 class Trials(Protocol):
     """The loss of models that are pruned on trial, in nats per predicted token of calibration blocks, their readers compensated."""
 

@@ -172,7 +172,7 @@ def prepare(settings: PruneSettings) -> Job:
             f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead."
         )
     check_length(binding, settings.seq_len)
-    scope = _scope(settings, binding, compensation, allocator)
+    scope = _scope(settings, binding, compensation)
     try:
         budget = _budget(settings, source, scope, new_biases(binding, compensation, scope.axes))
         kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
@@ -215,7 +215,7 @@ def written(job: Job) -> int:
     return job.source.num_bytes - job.budget * width
 
 
-def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation, allocator: Allocator) -> Scope:
+def _scope(settings: PruneSettings, binding: Binding, compensation: Compensation) -> Scope:
     protected = parse_layers(settings.protect or "", binding.num_layers)
     if len(protected) == binding.num_layers:
         raise UserError(
