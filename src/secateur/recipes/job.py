@@ -11,6 +11,7 @@ from secateur import plan as plans
 from secateur.allocation import ALLOCATORS
 from secateur.allocation.allocator import Allocator, TryingAllocator
 from secateur.allocation.choose import Scope, counts, layer_sizes
+from secateur.allocation.uniform import Uniform
 from secateur.calibration.blocks import Blocks, draw_blocks, windows
 from secateur.calibration.text import Text, read_texts
 from secateur.calibration.tokens import check_vocabulary, load_tokenizer, tokenise
@@ -175,7 +176,7 @@ def prepare(settings: PruneSettings) -> Job:
     scope = _scope(settings, binding, compensation)
     try:
         budget = _budget(settings, source, scope, new_biases(binding, compensation, scope.axes))
-        kept = counts(binding, scope, ALLOCATORS.create("uniform"), budget)  # also refuses what cannot be met
+        kept = counts(binding, scope, Uniform(), budget)  # also refuses what cannot be met
     except UserError as error:
         hint = f" Or drop --stock, with which only {' and '.join(scope.axes)} can leave here." if settings.stock else ""
         raise UserError(f"{error}{hint}") from None
@@ -282,7 +283,7 @@ def _arriving(binding: Binding, scope: Scope, added: tuple[str, ...], leave: int
     if not added or leave >= block:
         return 0
     layer = bind(with_biases(binding, added)).layer
-    sizes = layer_sizes(binding, counts(binding, scope, ALLOCATORS.create("uniform"), leave))
+    sizes = layer_sizes(binding, counts(binding, scope, Uniform(), leave))
     return sum(plans.parameters((layer[n] for n in layer.keys() - binding.layer.keys()), s) for s in sizes)
 
 
