@@ -26,7 +26,9 @@ def test_every_entry_is_the_class_it_says(table):
 def test_an_unknown_name_gets_the_nearest_ones():
     with pytest.raises(UserError, match=r"unknown method 'flpa'\. Did you mean flap\? Known: flap, .*wanda-sp\."):
         CRITERIA["flpa"]
-    with pytest.raises(UserError, match=r"unknown allocation 'zzz'\. Known: global, measured, search, uniform, uniform-floor\."):
+    with pytest.raises(
+        UserError, match=r"unknown allocation 'zzz'\. Known: global, measured, search, uniform, uniform-floor\."
+    ):
         ALLOCATORS["zzz"]
 
 

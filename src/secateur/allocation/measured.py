@@ -20,8 +20,8 @@ from typing import ClassVar
 import torch
 
 from secateur.allocation.allocator import Counts, Trials, Tried
-from secateur.allocation.global_ import Global
-from secateur.allocation.ladder import Ladder, check_budget
+from secateur.allocation.global_ import Global, descend
+from secateur.allocation.ladder import Ladder, check_budget, removed
 from secateur.criteria.envelope import envelope
 from secateur.errors import UserError
 
@@ -47,7 +47,7 @@ class Measured:
                 raise UserError(f"measured's {name} is {getattr(self, name)}. Allowed: whole numbers from 1; {usual} is usual.")
 
     def decide(self, ladders: Sequence[Ladder], budget: int, trials: Trials) -> Counts:
-        """Misses the budget by at most half the parameters of the step at the threshold."""
+        """Falls short of the budget by less than the smallest step that is left, or goes over it by less than half of one."""
         check_budget(ladders, budget)
         sizes = {(ladder.layer, ladder.axis): ladder.size for ladder in ladders}
         kept: Counts | None = None
@@ -59,7 +59,7 @@ class Measured:
             for ladder in ladders:
                 points = {n: fmean(found[ladder.layer, ladder.axis, n] for found in rounds) for n in self.counts(ladder)}
                 curves.append(curved(ladder, points, predicted=trials.comparable))
-            kept = Global().allocate(curves, budget)
+            kept = cheapest(curves, budget)
         assert kept is not None
         return kept
 
@@ -104,6 +104,24 @@ def curved(ladder: Ladder, rises: Mapping[int, float], *, predicted: bool) -> La
     found += [s * max(factor, 0.0) for s in steps[len(found) :]]  # of those that may not leave, if all were tried
     slopes = envelope(torch.tensor(found, dtype=torch.float64)) / ladder.cost
     return replace(ladder, scores=tuple(reversed(slopes.tolist())))
+
+
+def cheapest(ladders: Sequence[Ladder], budget: int) -> Counts:
+    """The cheapest steps of all ladders; where the next one is larger than what is missing, smaller ones that are not."""
+    kept = Global().allocate(ladders, budget)
+    missing = budget - removed(ladders, kept)
+    steps = sorted((s for ladder in ladders for s in descend(ladder)), key=lambda s: (s.score, s.layer, s.axis, -s.count))
+    full: set[tuple[int, str]] = set()
+    for step in steps:
+        at = (step.layer, step.axis)
+        if step.count >= kept[at] or at in full:
+            continue
+        if step.cost > missing:
+            full.add(at)  # what is below it cannot leave before it
+            continue
+        kept[at] = step.count
+        missing -= step.cost
+    return kept
 
 
 def _predicted(ladder: Ladder) -> list[float]:

@@ -132,7 +132,7 @@ class Exchange:
     @classmethod
     def of(cls, ladders: Sequence[Ladder], budget: int, start: Counts) -> "Exchange":
         finest = min(_step(ladder) for ladder in ladders)
-        return cls(ladders=ladders, budget=budget, slack=max(abs(removed(ladders, start) - budget), finest / 2))
+        return cls(ladders=ladders, budget=budget, slack=max(float(abs(removed(ladders, start) - budget)), finest / 2))
 
     def candidates(self, kept: Counts, less: Rates, more: Rates, size: float) -> Iterator[Counts]:
         """Exchanges that promise a gain: between all pairs at once, between half of them, then one by one, the best first.
