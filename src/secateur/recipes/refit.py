@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk
@@ -37,13 +39,18 @@ def refit(job: "Job", plan: Plan, run: RunDirectory, report: Reporter) -> Rewrit
     )  # fmt: skip
     try:
         for layer in report.track(task.run(), "refitting", number):
-            run.log("refitted", layer=layer, chosen=[note for note in task.report if note["layer"] == layer])
+            run.log("refitted", layer=layer, chosen=[told(note) for note in task.report if note["layer"] == layer])
     except OSError as error:
         raise UserError(
             f"refitting failed at {error.filename or str(run.path)!r}: {error.strerror or error}. The layers finished so far are "
             f"kept: once this is mended, the same command with --resume goes on from there."
         ) from error
     return rewritten
+
+
+def told(note: Mapping[str, Any]) -> dict[str, Any]:
+    """A note on a matrix as JSON, which has no infinite ridge (the matrix stays) and no NaN (nothing was held out)."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in note.items()}
 
 
 def disk_of_refit(job: "Job", plan: Plan) -> int:

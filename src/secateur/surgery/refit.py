@@ -1,6 +1,5 @@
 """The walk that refits: the dense model and the pruned one side by side, one layer of each in memory (see `sequential`)."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -192,9 +191,7 @@ class Layer:
             raise blame(self.walk.source, self.number, str(error)) from None
         for module, found in zip(stage.modules, solved, strict=True):
             self._change(module, found, stage.biased)
-            facts = {"ridge": found.ridge, "error": found.error}  # infinite and NaN are no JSON
-            note = {n: x if math.isfinite(x) else None for n, x in facts.items()}
-            note |= {"layer": self.number, "module": module, "repairs": repairs}
+            note = {"layer": self.number, "module": module, "ridge": found.ridge, "error": found.error, "repairs": repairs}
             self.task.report.append(note)
 
     def _lack(self, was: Look, now: Look, module: str, rows: Tensor | None, repairs: bool) -> Tensor:
