@@ -129,6 +129,21 @@ def test_spilled_and_in_any_micro_batches(name: str, options: dict, tmp_path: Pa
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["layer-000.safetensors", "layer-001.safetensors"]
 
 
+def test_a_token_without_embedding_takes_no_part(tmp_path: Path):
+    """Zero stays zero through the layers, and a norm's slope there is 1 / sqrt(eps): its gradient would drown all others."""
+    model = tiny_model("llama")
+    ids = tiny_tokens(BLOCKS, TOKENS)
+    model.get_input_embeddings().weight.data[ids[0, 0]] = 0
+    path = "model.layers.0.mlp.down_proj"
+    with NoFloat32():
+        x, _, out = (t.flatten(0, 1) for t in module_gradients(model, ids, [path])[path])
+        live = x.any(-1)
+        assert 1 <= int((~live).sum()) < BLOCKS
+        found = estimated(model, tmp_path / "run", torch.float64).store.load(0)["mlp.down_proj"]
+    close(found["output-gradient-gram"].matrix, out[live].mT @ out[live], 1e-9)
+    assert float(out[~live].abs().max()) > 30 * float(out[live].abs().max())
+
+
 @pytest.mark.parametrize("spill", [False, True])
 @pytest.mark.parametrize("steps", [2, 4, 5, 7])
 def test_a_run_that_was_cut_off_goes_on_and_finds_the_same_bit_for_bit(steps: int, spill: bool, tmp_path: Path):

@@ -128,7 +128,7 @@ def test_a_cell_that_refuses_is_told_and_the_rest_goes_on(model: Path, pruned: l
         ({"methods": "flap[gradient=backprop]"}, "'flap[gradient=backprop]' of --methods cannot be run"),
         ({"methods": "flap flap"}, "given twice"),
         ({"methods": ""}, "methods = '' is not allowed: it must be methods separated by spaces"),
-        ({"methods": "flap[compensate=bais]"}, "compensate = 'bais' is not allowed. Did you mean bias?"),
+        ({"methods": "flap[compensate=bais]"}, "unknown compensation 'bais'. Did you mean bias?"),
         ({"ratios": "0.3,1.5"}, "1.5"),
         ({"evaluation": "none"}, "measures perplexity"),
         ({"samples": 100_000}, "too short"),

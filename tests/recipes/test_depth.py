@@ -29,7 +29,7 @@ def plan_of(out: Path) -> Plan:
 
 
 def shortgpt(model: Path, **options: Any) -> Any:
-    return secateur.prune(model, method="shortgpt", **job(model, **{"ratio": 0.4, **options}))
+    return secateur.prune(model, **job(model, **{"method": "shortgpt", "ratio": 0.4, **options}))
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_the_layers_of_least_influence_on_the_calibration_blocks_leave(checkpoin
 
 def test_the_command_line_tells_which_layers_left_and_the_card_how_to_repeat_it(checkpoint: Make) -> None:
     model = checkpoint("llama", **DEEP["llama"])
-    asked = job(model, method="shortgpt", protect="-1", evaluation=str(text_beside(model)), ratio=0.3)
+    asked = job(model, method="shortgpt", protect="-1", evaluation=str(text_beside(model)), allow_overlap=True, ratio=0.3)
     done = command("prune", str(model), json_wanted=True, **asked)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -126,12 +126,12 @@ def test_protected_layers_stay(checkpoint: Make, protect: str) -> None:
 def test_another_ratio_or_method_does_not_walk_again(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoint("llama", **DEEP["llama"])
     shortgpt(model)
-    secateur.prune(model, method="flap", **job(model, force=True))
+    secateur.prune(model, **job(model, force=True))
     assert len(statistics(model.parent)) == DEPTH
     monkeypatch.setattr("secateur.recipes.steps.collect", lambda *a, **k: pytest.fail("walked again"))
     second = shortgpt(model, ratio=0.75, force=True)
     assert len(plan_of(Path(second.out)).dropped) == 3
-    secateur.prune(model, method="flap", **job(model, force=True))
+    secateur.prune(model, **job(model, force=True))
 
 
 def test_a_result_can_be_pruned_on(checkpoint: Make) -> None:

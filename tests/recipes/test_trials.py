@@ -28,7 +28,14 @@ def opened(base: Path, model_type: str = "llama", *, limit: int | None = None, *
     model = base / "model"
     if not model.is_dir():
         tiny_checkpoint(model_type, base, num_hidden_layers=3) if model_type == "llama" else tiny_checkpoint(model_type, base)
-    given = {"ratio": 0.3, "allocation": "measured", "calibration": str(text_beside(model)), **TINY, **options}
+    given = {
+        "ratio": 0.3,
+        "method": "flap",
+        "allocation": "measured",
+        "calibration": str(text_beside(model)),
+        **TINY,
+        **options,
+    }
     job = prepare(PruneSettings(model=str(model), out=base / "out", **given))
     run = RunDirectory.make(job.runs, model=job.source.fingerprint)
     store = gather(job, run, Quiet())
@@ -128,7 +135,7 @@ def test_a_whole_job(allocation: str, axes: str, checkpoint, tmp_path: Path):
 
     def pruned(out: str, **options):
         return secateur.prune(
-            model, out=tmp_path / out, ratio=0.3, allocation=allocation, axes=axes, calibration=str(text_beside(model)), **TINY,
+            model, out=tmp_path / out, ratio=0.3, method="flap", allocation=allocation, axes=axes, calibration=str(text_beside(model)), **TINY,
             **options,
         )  # fmt: skip
 
@@ -145,7 +152,7 @@ def test_the_forecast_counts_the_trials(checkpoint, tmp_path: Path):
 
     def foretold(allocation: str):
         return secateur.prune(
-            model, ratio=0.3, allocation=allocation, calibration=str(text_beside(model)), dry_run=True, **TINY
+            model, ratio=0.3, method="flap", allocation=allocation, calibration=str(text_beside(model)), dry_run=True, **TINY
         )  # fmt: skip
 
     assert foretold("measured").walks == foretold("global").walks + 2

@@ -19,6 +19,7 @@ from secateur.errors import UserError
 from secateur.streaming.boundaries import Boundaries
 from secateur.streaming.finite import finite
 from secateur.streaming.hidden import HiddenStates
+from secateur.streaming.loss import of_live_tokens
 from secateur.streaming.source import read_layer, to_device
 from secateur.streaming.template import run_layer
 from secateur.streaming.walk import Walk
@@ -73,7 +74,7 @@ def _run_back(
                 f"the gradient of the loss before layer {number} is NaN or infinite: it overflows in {walk.dtype}. Compute in a "
                 f"wider type: --dtype fp32 (or bf16 instead of fp16)."
             )
-        gradient.put(a, before.grad)
+        gradient.put(a, of_live_tokens(before.grad, before))
 
 
 class _tapped:

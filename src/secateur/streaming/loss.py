@@ -53,7 +53,20 @@ def head_gradient(
                 loss.sum().backward()
             total += loss.detach().double().sum(1).cpu()
         assert hidden.grad is not None
-        yield a, hidden.grad, _sound(walk, total)
+        yield a, of_live_tokens(hidden.grad, hidden), _sound(walk, total)
+
+
+@torch.no_grad()
+def of_live_tokens(
+    gradient: Float[Tensor, "block token hidden"], hidden: Float[Tensor, "block token hidden"]
+) -> Float[Tensor, "block token hidden"]:
+    """The gradient without that of tokens whose hidden state is exactly zero.
+
+    An embedding of zeros, as padding tokens have, stays zero through layers without biases, and there a norm's slope is one over
+    the root of its epsilon: the gradient grows a thousandfold with each layer. Nothing of it acts on a weight or a unit, whose inputs
+    at such a token are zero too; in sums over tokens that do not know the inputs it would be all that is left.
+    """
+    return gradient.masked_fill(~hidden.any(-1, keepdim=True), 0)
 
 
 def _pieces(ids: Int[Tensor, "block token"]) -> Iterator[tuple[int, int, Int[Tensor, " position"]]]:

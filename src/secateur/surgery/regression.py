@@ -127,7 +127,7 @@ class Regression:
         scale = 1 / max(sums.count, 1) if self.intercept else 0.0
         return sums.x * scale, sums.r * scale
 
-    def _errors(self, parts: Sequence[Int[Tensor, " out"]]) -> Callable[[float], list[float]]:
+    def _errors(self, parts: Sequence[Tensor]) -> Callable[[float], list[float]]:
         """Ridge -> each part's squared error of the held-out tokens over that of D = 0, by `TRIED` of its outputs."""
         known: dict[float, list[float]] = {}
         some = [part[torch.linspace(0, len(part) - 1, min(TRIED, len(part))).long()] for part in parts]
