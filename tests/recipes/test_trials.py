@@ -135,8 +135,8 @@ def test_a_whole_job(allocation: str, axes: str, checkpoint, tmp_path: Path):
 
     def pruned(out: str, **options):
         return secateur.prune(
-            model, out=tmp_path / out, ratio=0.3, method="flap", allocation=allocation, axes=axes, calibration=str(text_beside(model)), **TINY,
-            **options,
+            model, out=tmp_path / out, ratio=0.3, method="flap", allocation=allocation, axes=axes,
+            calibration=str(text_beside(model)), **TINY, **options,
         )  # fmt: skip
 
     first, again = pruned("a"), pruned("b", run_dir=tmp_path / "elsewhere")

@@ -42,7 +42,7 @@ def compare(
     with Output(json, interrupted="The same command goes on with the cell that it was at.") as output:
         from secateur.reporting.compare import compare_table
         from secateur.reporting.plot import can_draw, compare_plot
-        from secateur.trials import CompareSettings
+        from secateur.studies import CompareSettings
 
         settings = CompareSettings(**options)
         drawn = can_draw()

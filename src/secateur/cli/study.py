@@ -48,7 +48,7 @@ def gradients(
     del options["json"]
     with Output(json, interrupted="The same command continues with the next estimator.") as output:
         from secateur.reporting.study import study_table
-        from secateur.trials import StudySettings
+        from secateur.studies import StudySettings
 
         settings = StudySettings(**options)
         from secateur.recipes.study import study

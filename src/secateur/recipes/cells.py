@@ -11,11 +11,11 @@ from secateur.errors import UserError
 from secateur.recipes.job import Job
 from secateur.runs import RunDirectory
 from secateur.settings import PruneSettings
-from secateur.trials import TrialSettings
+from secateur.studies import SeriesSettings
 from secateur.version import __version__
 
 
-def pruning(settings: TrialSettings, **options: Any) -> PruneSettings:
+def pruning(settings: SeriesSettings, **options: Any) -> PruneSettings:
     """The settings of one pruning. All of them keep their statistics in one place, so that a second method finds the first's."""
     return PruneSettings(
         model=settings.model, calibration=settings.calibration, evaluation=settings.evaluation, samples=settings.samples,
@@ -31,7 +31,7 @@ def make_out(out: Path) -> None:
         raise UserError(f"--out {str(out)!r} cannot be made: {error.strerror}. Give another directory.") from error
 
 
-def cells_of(settings: TrialSettings, job: Job, kind: str, **varied: Any) -> RunDirectory:
+def cells_of(settings: SeriesSettings, job: Job, kind: str, **varied: Any) -> RunDirectory:
     """Where the cells of these settings are remembered. `varied`: any value of the settings that each cell's key tells apart.
 
     Texts and model are told by their content, and `out` may be moved. Raises `UserError` for texts that cannot be used.

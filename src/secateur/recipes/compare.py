@@ -20,7 +20,7 @@ from secateur.reporter import Batch, Reporter
 from secateur.reporting.card import command, portable
 from secateur.runs import RunDirectory, environment
 from secateur.settings import PruneSettings
-from secateur.trials import CompareSettings, parse_entry
+from secateur.studies import CompareSettings, parse_entry
 
 PROBE = 0.01  # a ratio that nearly every method can meet
 FOUND = (

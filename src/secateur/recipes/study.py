@@ -32,7 +32,7 @@ from secateur.settings import PruneSettings
 from secateur.statistics.weight_gradient import WeightGradient
 from secateur.streaming.collect import Store
 from secateur.streaming.source import read_layer
-from secateur.trials import StudySettings
+from secateur.studies import StudySettings
 
 EXACT = "backprop"
 ESTIMATED = (

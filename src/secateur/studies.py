@@ -88,7 +88,7 @@ Seeds = Annotated[
 ]
 
 
-class TrialSettings(Settings):
+class SeriesSettings(Settings):
     """What all studies and comparisons have in common."""
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
@@ -106,7 +106,7 @@ class TrialSettings(Settings):
     dtype: Dtype = "auto"
 
 
-class StudySettings(TrialSettings):
+class StudySettings(SeriesSettings):
     """One study of gradient estimators. `estimators` as `--gradient` takes them; None: all."""
 
     estimators: Names | None = Field(
@@ -114,7 +114,7 @@ class StudySettings(TrialSettings):
     )
 
 
-class CompareSettings(TrialSettings):
+class CompareSettings(SeriesSettings):
     """One comparison of methods. `methods` as `parse_entry` takes them."""
 
     methods: Annotated[Names, AfterValidator(_entries)] = Field(

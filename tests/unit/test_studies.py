@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from secateur.errors import UserError
-from secateur.trials import CompareSettings, parse_entry
+from secateur.studies import CompareSettings, parse_entry
 
 
 @pytest.mark.parametrize(
