@@ -117,7 +117,14 @@ def timed(args: argparse.Namespace) -> dict[str, Any]:
             walked, solved = fast(source, walk, ids, {"moments", "gram"}, two)
         rows.append({"wanda": wanda(source, walk, ids), "walk": alone, "gram": walked - alone, "solve": solved})
     ratios = [(r["walk"] + r["gram"] + r["solve"]) / r["wanda"] for r in rows]
-    return {"what": "fast", "tokens": args.tokens, "ratio": statistics.median(ratios), "ratios": ratios, "runs": rows}
+    return {
+        "what": "fast",
+        "tokens": args.tokens,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "runs": rows,
+        "peak_gib": peak() / 2**30,
+    }
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from secateur.allocation import ALLOCATORS
 from secateur.criteria import CRITERIA, LAYER_CRITERIA
 from secateur.errors import UserError
 from secateur.registry import did_you_mean
@@ -90,7 +91,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 EFFORTS: Mapping[str, Recipe] = {
-    "fast": Recipe(summary="flap, uniform, least squares: one walk", method="flap"),
+    "fast": Recipe(summary="flap, uniform, least squares: one walk", method="flap", allocation="uniform-floor"),
     "balanced": Recipe(
         summary="sensitivity, global, least squares: exact gradients choose", method="sensitivity", allocation="global"
     ),
@@ -130,6 +131,12 @@ def criterion_of(settings: PruneSettings) -> "Criterion | LayerCriterion":
     return LAYER_CRITERIA.spelled(chosen) if layers else CRITERIA.spelled(chosen)
 
 
+def _shared(recipe: Recipe, *, stock: bool) -> str | None:
+    """The allocation of a recipe; one with equal layers where only these will do."""
+    own = recipe.allocation
+    return "uniform" if stock and own and ALLOCATORS[own].standardised else own
+
+
 def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
     """The settings with nothing left open. `method` keeps a recipe's name; instead of an effort stands what it chose.
 
@@ -140,7 +147,7 @@ def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
         "method": settings.method or recipe.method,
         "effort": None,
         "compensate": settings.compensate or recipe.compensate,
-        "allocation": settings.allocation or (recipe.allocation and "uniform" if settings.stock else recipe.allocation),
+        "allocation": settings.allocation or _shared(recipe, stock=settings.stock),
         "axes": recipe.axes if settings.axes is None else settings.axes,
         "protect": recipe.protect(num_layers) if settings.protect is None else settings.protect,
         "gradient": settings.gradient or recipe.gradient,
