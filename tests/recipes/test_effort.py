@@ -106,7 +106,11 @@ def test_the_command_on_the_card_makes_the_same_model_again(
 def test_every_effort_can_make_a_stock_checkpoint(effort: str, checkpoint: Make):
     model = checkpoint("llama")
     result = secateur.prune(model, **job(model, effort=effort, stock=True))
-    assert result.stock and result.allocation == ("uniform" if effort != "fast" else "uniform-floor") and result.compensate == MEANS[effort][2]
+    assert (
+        result.stock
+        and result.allocation == ("uniform" if effort != "fast" else "uniform-floor")
+        and result.compensate == MEANS[effort][2]
+    )
     plain, info = AutoModelForCausalLM.from_pretrained(result.out, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert sum(p.numel() for p in plain.parameters()) == result.parameters_after
