@@ -50,9 +50,9 @@ def test_each_peer_lands_within_3_percent_of_its_own_code(shared, tmp_path: Path
             known[key] = tokenise(text, tokenizer, max_tokens=max_tokens)
         return known[key]
 
-    monkeypatch.setattr("secateur.recipes.job.tokenise", once)
-    monkeypatch.setattr("secateur.recipes.job.draw_blocks", drawn)
-    monkeypatch.setattr("secateur.recipes.job.EVALUATED", 128 * 128)
+    monkeypatch.setattr("secateur.recipes.texts.tokenise", once)
+    monkeypatch.setattr("secateur.recipes.texts.draw_blocks", drawn)
+    monkeypatch.setattr("secateur.recipes.texts.EVALUATED", 128 * 128)
     found, dense = {}, set()
     for method, protect in FIGURES:
         for ratio in RATIOS:
