@@ -73,7 +73,7 @@ def wanda(source: Any, walk: Any, ids: torch.Tensor) -> float:
                 handle.remove()
             kept = {}
             for axis, m in (("kv", "self_attn.o_proj"), ("ffn", "mlp.down_proj")):
-                size = weights[f"{m}.weight"].float().abs().mean(0) * sums[m].result().second.sqrt()
+                size = weights[f"{m}.weight"].float().abs().mean(0) * sums[m].result().second_moment.sqrt()
                 best = size.view(binding.sizes[axis], -1).sum(1).topk(half[axis]).indices
                 kept[axis] = tuple(sorted(best.tolist()))
             small = {n: axes.select(w, binding.layer[n], binding.sizes, kept) for n, w in weights.items()}
