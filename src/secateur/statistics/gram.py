@@ -12,7 +12,11 @@ from secateur.statistics.precision import full_float32
 from secateur.statistics.statistic import not_finite
 
 ROWS = 512
-"""Rows of the matrix at a time, and tokens at a time: one float32 panel of 512 x 11008 is 22 MB."""
+"""Rows of the matrix at a time: one float32 panel of 512 x 11008 is 22 MB."""
+TOKENS = 256
+"""Tokens of one product."""
+PRODUCTS = 8
+"""Products that are added in float32 before their sum is in float64, which takes three times as long."""
 
 
 class Gram(NamedTuple):
@@ -57,10 +61,10 @@ class Gram(NamedTuple):
 class GramAccumulator:
     """Gram matrix of a stream of token blocks, in the float64 memory of its lower triangle (half a matrix).
 
-    float64 inputs are multiplied in float64. Others are multiplied in float32 (never TF32) over at most 512 tokens, and these
-    sums are added in float64: an entry's relative error is that of a float32 sum of 512 terms, however many tokens there are.
-    Tokens are collected until there are 512, so the result depends on the tokens and not on how they came in blocks.
-    Beside the triangle, memory is twice 512 x channels of float32.
+    float64 inputs are multiplied in float64. Others are multiplied as float32 (never TF32) over 256 tokens, eight such products
+    are added in float32, and these sums in float64: an entry's relative error is that of a float32 sum of 512 terms, however
+    many tokens there are. Tokens are collected until there are eight times 256, so the result depends on the tokens and not on
+    how they came in blocks. Beside the triangle, memory is 2048 + 2 x 512 times the channels of float32.
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
@@ -71,7 +75,7 @@ class GramAccumulator:
             torch.zeros(min(ROWS, channels - start), min(start + ROWS, channels), dtype=torch.float64, device=device)
             for start in range(0, channels, ROWS)
         ]
-        self._pending: list[Tensor] = []
+        self._pending: Tensor | None = None  # [PRODUCTS * TOKENS, channels]
         self._num_pending = 0
         self._count = 0
         self._dtype = torch.float32
@@ -81,33 +85,44 @@ class GramAccumulator:
         assert not self._finished, "tokens after the result was taken"
         assert x.shape[-1] == self._channels, f"{x.shape[-1]} channels, expected {self._channels}"
         rows = x.reshape(-1, x.shape[-1])
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if self._pending and self._pending[0].dtype != dtype:
+        dtype = x.dtype if x.dtype in (torch.float64, torch.bfloat16) else torch.float32
+        if self._pending is None or self._pending.dtype != dtype:
             self._flush()
+            self._pending = torch.empty(PRODUCTS * TOKENS, self._channels, dtype=dtype, device=self._device)
         self._dtype = torch.promote_types(self._dtype, dtype)
-        while len(rows):
-            taken, rows = rows[: ROWS - self._num_pending], rows[ROWS - self._num_pending :]
-            self._pending.append(taken.to(dtype, copy=True))
+        room = len(self._pending)
+        for taken in rows.tensor_split(tuple(range(room - self._num_pending, len(rows), room))):
+            self._pending[self._num_pending : self._num_pending + len(taken)] = taken
             self._num_pending += len(taken)
-            if self._num_pending == ROWS:
+            if self._num_pending == room:
                 self._flush()
 
     def _flush(self) -> None:
-        if not self._pending:
+        if self._pending is None or not self._num_pending:
             return
-        x = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending)
+        of_bf16 = self._pending.dtype == torch.bfloat16
+        x = self._pending[: self._num_pending].to(torch.promote_types(self._pending.dtype, torch.float32))
         self._count += len(x)
-        self._pending, self._num_pending = [], 0
-        with full_float32():
+        self._num_pending = 0
+        blocks = x.split(TOKENS)
+        # Two for all panels, as fresh memory is slow.
+        total, product = (x.new_empty(min(ROWS, self._channels) * self._channels) for _ in range(2))
+        with full_float32(of_bf16=of_bf16):
             for panel in self._panels:
                 stop = panel.shape[1]
-                panel += x[:, stop - len(panel) : stop].mT @ x[:, :stop]
+                one, more = (buffer[: panel.numel()].view_as(panel) for buffer in (total, product))
+                for number, block in enumerate(blocks):
+                    torch.mm(block[:, stop - len(panel) : stop].mT, block[:, :stop], out=more if number else one)
+                    if number:
+                        one += more
+                panel += one
 
     def result(self) -> Gram:
         """The symmetric matrix. The triangle is freed as it is copied, so the accumulator is finished."""
         assert not self._finished, "the result can be taken once"
         self._flush()
         self._finished = True
+        self._pending = None
         matrix = torch.empty(self._channels, self._channels, dtype=self._dtype, device=self._device)
         self._panels.reverse()
         while self._panels:

@@ -9,6 +9,7 @@ from torch import Tensor
 from secateur.errors import UserError
 from secateur.statistics.gram import Gram
 from secateur.statistics.moments import Moments
+from secateur.statistics.precision import full_float32
 
 ROWS = 512
 """Rows of a matrix that are copied or converted at a time."""
@@ -44,13 +45,16 @@ class NormalEquations:
         dead = variance <= 8 * torch.finfo(gram.matrix.dtype).eps * diagonal
         return cls(gram=gram.matrix, count=gram.count, mean=moments.mean, dead=dead.nonzero().flatten())
 
-    def block(self, rows: Int[Tensor, " row"], columns: Int[Tensor, " col"]) -> Float[Tensor, "row col"]:
-        """Entries of the matrix in float64. Only the result is large: rows are copied `ROWS` at a time."""
-        out = torch.empty(len(rows), len(columns), dtype=torch.float64, device=self.gram.device)
+    def block(
+        self, rows: Int[Tensor, " row"], columns: Int[Tensor, " col"], dtype: torch.dtype = torch.float64
+    ) -> Float[Tensor, "row col"]:
+        """Entries of the matrix, centred in float64. Only the result is large: rows are copied `ROWS` at a time."""
+        out = torch.empty(len(rows), len(columns), dtype=dtype, device=self.gram.device)
         for at in range(0, len(rows), ROWS):
             index = rows[at : at + ROWS]
-            part = self.gram[index].index_select(1, columns).double()
+            part = self.gram[index].index_select(1, columns)
             if self.mean is not None:
+                part = part.double()
                 part -= torch.outer(self.count * self.mean[index], self.mean[columns])
             part[torch.isin(index, self.dead)] = 0
             part[:, torch.isin(columns, self.dead)] = 0
@@ -62,19 +66,21 @@ class NormalEquations:
     ) -> Float[Tensor, "out kept"]:
         """W_K + W_D G_DK (G_KK + lam I)^-1, lam = ridge * mean(diag G_KK); float32, or float64 where the weight is.
 
-        Solved in float64: a float32 factor would need a float64 refinement, whose memory and time are what it saves. Raises
+        The matrix is factorised in float64. What follows is float32 where weight and matrix are: as exact as they are (an
+        error of their own rounding's size), and the error of the output, least at the solution, feels it only squared. Raises
         `UserError` if no ridge within reason makes the matrix positive definite.
         """
         drop = complement(keep, weight.shape[1])
         kept = weight.index_select(1, keep).to(torch.promote_types(weight.dtype, torch.float32))
-        factor = self.factorise(keep, ridge)
-        for at in range(0, len(weight), OUTPUTS):
-            rows = weight[at : at + OUTPUTS]
-            right = torch.zeros(len(rows), len(keep), dtype=torch.float64, device=weight.device)  # W_D G_DK
+        dtype = torch.promote_types(kept.dtype, self.gram.dtype)
+        right = torch.zeros(len(weight), len(keep), dtype=dtype, device=weight.device)  # W_D G_DK
+        with full_float32():
             for index in drop.split(ROWS):
-                right.addmm_(rows.index_select(1, index).double(), self.block(index, keep))
-            half = torch.linalg.solve_triangular(factor.mT, right, upper=True, left=False)
-            kept[at : at + OUTPUTS] += torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+                right.addmm_(weight.index_select(1, index).to(dtype), self.block(index, keep, dtype))
+            factor = self.factorise(keep, ridge).to(dtype)
+            for at in range(0, len(weight), OUTPUTS):
+                half = torch.linalg.solve_triangular(factor.mT, right[at : at + OUTPUTS], upper=True, left=False)
+                kept[at : at + OUTPUTS] += torch.linalg.solve_triangular(factor, half, upper=False, left=False)
         return kept
 
     def factorise(self, keep: Int[Tensor, " kept"], ridge: float) -> Float[Tensor, "kept kept"]:

@@ -38,7 +38,7 @@ def test_float64_inputs_are_multiplied_in_float64():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_other_inputs_are_as_good_as_float32_sums_of_512(dtype):
+def test_other_inputs_are_as_good_as_float32_sums_of_512_terms(dtype):
     x = noise(TOKENS, CHANNELS).to(dtype)
     gram = Gram.of(x)
     assert gram.count == TOKENS
