@@ -10,12 +10,22 @@ from secateur.errors import UserError
 from secateur.version import __version__
 
 if TYPE_CHECKING:
-    from secateur.api import evaluate, prune
+    from secateur.api import evaluate, probe, prune
     from secateur.export.load import load
+    from secateur.runtime.probe_pruning import Probe, ProbePruning
+    from secateur.runtime.state import State
 
-__all__ = ["UserError", "__version__", "evaluate", "load", "prune"]
+__all__ = ["Probe", "ProbePruning", "State", "UserError", "__version__", "evaluate", "load", "probe", "prune"]
 
-_LAZY = {"evaluate": "secateur.api", "load": "secateur.export.load", "prune": "secateur.api"}
+_LAZY = {
+    "Probe": "secateur.runtime.probe_pruning",
+    "ProbePruning": "secateur.runtime.probe_pruning",
+    "State": "secateur.runtime.state",
+    "evaluate": "secateur.api",
+    "load": "secateur.export.load",
+    "probe": "secateur.api",
+    "prune": "secateur.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from secateur.recipes.evaluate import EvalResult
     from secateur.recipes.prune import Forecast, PruneResult
+    from secateur.runtime.model import Memory, Probed
+    from secateur.runtime.probe_pruning import ProbePruning
     from secateur.settings import Axis, Bos, Dtype, Effort
 
 
@@ -126,6 +128,24 @@ def evaluate(
 
     named = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
     return evaluate_module(model, tokenizer, EvalSettings(model=named, **_spelled(options)), report or Quiet())
+
+
+def probe(
+    model: "Module",
+    ratio: float,
+    *,
+    how: "ProbePruning | None" = None,
+    memory: "Memory" = "kept",
+    rechoose: int | None = None,
+) -> "Probed":
+    """Prune a Hugging Face causal language model in memory anew for each batch. It is changed in place; `dense()` changes it back.
+
+    `how`: a `secateur.ProbePruning`; None is the serving form, `ProbePruning.paper()` the published method. The other arguments
+    are those of `secateur.runtime.model.Probed`. Raises `UserError` for a ratio that would empty a layer, or an unknown family.
+    """
+    from secateur.runtime.model import Probed
+
+    return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose)
 
 
 def _spelled(options: Any) -> dict[str, Any]:

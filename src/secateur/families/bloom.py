@@ -1,6 +1,6 @@
 """BLOOM: positions as ALiBi slopes, one for each head, computed outside the layers from the number of heads."""
 
-from secateur.families.family import MULTI_HEAD, Family, Stock
+from secateur.families.family import MULTI_HEAD, Block, Family, Stock
 
 BLOOM = Family(
     model_types=("bloom",),
@@ -28,6 +28,8 @@ BLOOM = Family(
         "mlp.dense_4h_to_h.weight": "hidden <- ffn",
         "mlp.dense_4h_to_h.bias": "hidden",
     },
+    attention=Block(entry="self_attention", norm=("input_layernorm",)),
+    mlp=Block(entry="mlp", norm=("post_attention_layernorm",)),
     attrs={"self_attention.num_heads": "kv"},
     inputs={"alibi": "(batch kv) 1 key"},
     returns_tuple=True,

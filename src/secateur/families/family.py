@@ -49,6 +49,18 @@ class Stock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Block:
+    """One half of a layer, attention or MLP, by the paths of its modules inside the layer."""
+
+    entry: str
+    """The module that is called with the normalised residual stream as its first argument."""
+    norm: tuple[str, ...]
+    """The norm in front of it, whose input is the residual stream itself: the first of these that a member of the family has."""
+    through: tuple[str, ...] = ()
+    """Where the layer itself calls the modules one by one: those from the entry to the one before the reader."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture family. Weight names inside `layer` are relative to one layer of the module list `layers`.
 
@@ -65,6 +77,8 @@ class Family:
     """Weights outside the layers: name -> axes."""
     layer: Mapping[str, str]
     """Weights of one layer: name -> axes."""
+    attention: Block
+    mlp: Block
     attrs: Mapping[str, str] = field(default_factory=dict)
     """Module attribute of a layer -> product of axes; set when a layer has other sizes than its configuration says.
 

@@ -1,6 +1,6 @@
 """GPT-2: learned positions, and Conv1D matrices that are stored as in -> out."""
 
-from secateur.families.family import MULTI_HEAD, Config, Family, Stock
+from secateur.families.family import MULTI_HEAD, Block, Config, Family, Stock
 
 
 def _ffn(config: Config) -> int:
@@ -32,6 +32,8 @@ GPT2 = Family(
         "mlp.c_proj.weight": "ffn -> hidden",
         "mlp.c_proj.bias": "hidden",
     },
+    attention=Block(entry="attn", norm=("ln_1",)),
+    mlp=Block(entry="mlp", norm=("ln_2",)),
     attrs={"attn.split_size": "kv head_dim"},
     stock={"gpt2": Stock(fields={"n_inner": "ffn"}, biased=("attn.c_proj.weight", "mlp.c_proj.weight"))},
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from secateur.families.family import MULTI_HEAD, Config, Family, Stock, each
+from secateur.families.family import MULTI_HEAD, Block, Config, Family, Stock, each
 
 
 def _ffn(config: Config) -> int:
@@ -40,6 +40,8 @@ GPT_NEO = Family(
         "mlp.c_proj.weight": "hidden <- ffn",
         "mlp.c_proj.bias": "hidden",
     },
+    attention=Block(entry="attn", norm=("ln_1",)),
+    mlp=Block(entry="mlp", norm=("ln_2",)),
     attrs={"attn.attention.num_heads": "kv"},
     returns_tuple=True,
     depth={"attention_types": _attention_types, "attention_layers": each("attention_layers")},

@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: q, k and v of each head side by side in one matrix; attention and MLP in parallel."""
 
-from secateur.families.family import MULTI_HEAD, Family, Stock
+from secateur.families.family import MULTI_HEAD, Block, Family, Stock
 
 GPT_NEOX = Family(
     model_types=("gpt_neox",),
@@ -26,6 +26,8 @@ GPT_NEOX = Family(
         "mlp.dense_4h_to_h.weight": "hidden <- ffn",
         "mlp.dense_4h_to_h.bias": "hidden",
     },
+    attention=Block(entry="attention", norm=("input_layernorm",)),
+    mlp=Block(entry="mlp", norm=("post_attention_layernorm",)),
     renames={"embed_out.weight": "lm_head.weight"},
     stock={
         "gpt_neox": Stock(

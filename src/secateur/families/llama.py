@@ -1,6 +1,6 @@
 """LLaMA and its kin: RMS norms, rotary positions, grouped queries, a gated MLP."""
 
-from secateur.families.family import GROUPED, Family, Stock, before, each
+from secateur.families.family import GROUPED, Block, Family, Stock, before, each
 
 FIELDS = {
     "intermediate_size": "ffn",
@@ -42,6 +42,8 @@ LLAMA = Family(
         "mlp.down_proj.weight": "hidden <- ffn",
         "mlp.down_proj.bias": "hidden",
     },
+    attention=Block(entry="self_attn", norm=("input_layernorm",)),
+    mlp=Block(entry="mlp", norm=("pre_feedforward_layernorm", "post_attention_layernorm")),
     attrs={"self_attn.num_key_value_groups": "group"},
     depth={"layer_types": each("layer_types"), "max_window_layers": before("max_window_layers")},  # qwen, gemma2, gemma3
     stock={

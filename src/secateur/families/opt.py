@@ -1,6 +1,6 @@
 """OPT: learned positions; opt-350m has a narrower embedding with projections, and norms after the residual."""
 
-from secateur.families.family import MULTI_HEAD, Family, Stock
+from secateur.families.family import MULTI_HEAD, Block, Family, Stock
 
 OPT = Family(
     model_types=("opt",),
@@ -38,6 +38,8 @@ OPT = Family(
         "fc2.weight": "hidden <- ffn",
         "fc2.bias": "hidden",
     },
+    attention=Block(entry="self_attn", norm=("self_attn_layer_norm",)),
+    mlp=Block(entry="fc1", norm=("final_layer_norm",), through=("fc1", "activation_fn")),
     attrs={"self_attn.num_heads": "kv"},
     stock={
         "opt": Stock(

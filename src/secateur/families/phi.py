@@ -1,6 +1,6 @@
 """Phi-1, 1.5 and 2: one layer norm feeds attention and a plain MLP in parallel; a bias everywhere."""
 
-from secateur.families.family import GROUPED, Family, Stock
+from secateur.families.family import GROUPED, Block, Family, Stock
 from secateur.families.llama import FIELDS
 
 PHI = Family(
@@ -34,6 +34,8 @@ PHI = Family(
         "mlp.fc2.weight": "hidden <- ffn",
         "mlp.fc2.bias": "hidden",
     },
+    attention=Block(entry="self_attn", norm=("input_layernorm",)),
+    mlp=Block(entry="mlp", norm=("input_layernorm",)),
     attrs={"self_attn.num_key_value_groups": "group"},
     stock={
         "phi": Stock(

@@ -1,6 +1,6 @@
 """Phi-3, 3.5 and 4-mini: LLaMA with q, k and v in one matrix, and the MLP's gate and up in another."""
 
-from secateur.families.family import GROUPED, Config, Family, Stock
+from secateur.families.family import GROUPED, Block, Config, Family, Stock
 from secateur.families.llama import FIELDS
 
 
@@ -25,6 +25,8 @@ PHI3 = Family(
         "mlp.gate_up_proj.weight": "(2 ffn) <- hidden",
         "mlp.down_proj.weight": "hidden <- ffn",
     },
+    attention=Block(entry="self_attn", norm=("input_layernorm",)),
+    mlp=Block(entry="mlp", norm=("post_attention_layernorm",)),
     attrs={
         "self_attn.num_key_value_groups": "group",
         "self_attn.num_key_value_heads": "kv",

@@ -1,0 +1,80 @@
+"""What the layers of one forward pass share: the batch's shape and padding, its choice, and the residual streams they saw."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from secateur.runtime.compact import Scratch
+from secateur.runtime.selection import Part
+from secateur.runtime.state import State
+
+Key = tuple[int, str]
+
+
+class Chosen(NamedTuple):
+    """How one half of one layer came to its choice. `part` is None where nothing was probed."""
+
+    layer: int
+    half: str
+    part: Part | None
+    scores: Float[Tensor, " unit"]
+    kept: Int[Tensor, " kept"]
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """The kept units of every layer's halves. Goes with a key-value cache, which holds those heads and no others."""
+
+    kept: dict[Key, Int[Tensor, " kept"]] = field(default_factory=dict)
+    steps: int = 0
+    """Forward passes since the MLP's channels were chosen."""
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """One forward pass. `fresh`: nothing of its sequences went before."""
+
+    shape: tuple[int, int] = (0, 0)
+    valid: Bool[Tensor, "batch token"] | None = None
+    choice: Choice = field(default_factory=Choice)
+    state: State = field(default_factory=State)
+    fresh: bool = True
+    due: bool = False
+    """The MLP's channels are to be chosen anew though the sequences go on."""
+    scratch: dict[int, Scratch] = field(default_factory=dict)
+    """Places for compact weights, by layer; under -1 the one that layers share."""
+    shared: bool = False
+    entering: Float[Tensor, "batch token hidden"] | None = None
+    """The residual stream in front of the current layer."""
+    between: Float[Tensor, "batch token hidden"] | None = None
+    """The one in front of the current layer's MLP, once its norm was called."""
+    earlier: Float[Tensor, "batch token hidden"] | None = None
+    """The one in front of the MLP of the layer before."""
+    record: list[Chosen] | None = None
+    unfit: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    def enter(self, hidden: Tensor) -> None:
+        """A layer begins."""
+        self.entering, self.earlier, self.between = hidden, self.between, None
+
+    def stream(self, half: str, which: str) -> tuple[Float[Tensor, "batch token hidden"] | None, bool]:
+        """The residual stream that the probe is taken from, and whether it is the half's own; None where only its normalised form is
+        known (a norm after the residual sum)."""
+        own = self.entering if half == "attention" else self.between
+        if which == "own":
+            return own, True
+        earlier = self.earlier if half == "attention" else self.entering
+        return (own, True) if earlier is None else (earlier, False)
+
+    def place(self, layer: int) -> tuple[Scratch, bool]:
+        """Where the compact weights of a layer go, and whether other layers use the same place."""
+        return self.scratch.setdefault(-1 if self.shared else layer, Scratch()), self.shared
+
+    def note(self, chosen: Chosen) -> None:
+        """Remember whether a choice was founded on numbers. Looked at after the pass, as looking waits for the device."""
+        self.unfit.append((chosen.layer, torch.isfinite(chosen.scores).all()))
+        if self.record is not None:
+            self.record.append(chosen)

@@ -1,0 +1,196 @@
+"""One half of one layer, attention or MLP: chooses what a batch keeps of it, and runs with that alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur import axes
+from secateur.families.binding import Binding
+from secateur.families.family import Block
+from secateur.runtime.ahead import Ahead
+from secateur.runtime.batch import Batch, Chosen
+from secateur.runtime.compact import Rows, Weights, mentions
+from secateur.runtime.history import History
+from secateur.runtime.probe_pruning import Probe, ProbePruning
+from secateur.runtime.scoring import Reading, best, fused, probe_square, remembered, scores
+from secateur.runtime.selection import Part, select
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What is pruned of a half: its unit, how many stay of each of `groups` runs of units, and its modules."""
+
+    unit: str
+    units: int
+    count: int
+    groups: int
+    block: Block
+    reader: str
+    """The module that reads the units: its path in the layer."""
+
+    @property
+    def name(self) -> str:
+        return "mlp" if self.unit == "ffn" else "attention"
+
+    @classmethod
+    def of(cls, binding: Binding, unit: str, count: int) -> "Shape":
+        sizes, ffn = binding.sizes, unit == "ffn"
+        group = sizes.get("group", 1)
+        (reader,) = binding.readers("ffn" if ffn else "kv")
+        units = {"ffn": sizes["ffn"], "kv": sizes["kv"]}.get(unit, sizes["kv"] * group)
+        return cls(
+            unit=unit, units=units, count=count, groups=sizes["kv"] if unit == "group" else 1,
+            block=binding.family.mlp if ffn else binding.family.attention, reader=reader.rpartition(".")[0],
+        )  # fmt: skip
+
+
+class Entry(nn.Module):
+    """Around the first module of a half: lets the half choose before the module runs."""
+
+    def __init__(self, inner: nn.Module, called: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.called = called
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.called(args, kwargs)
+        return self.inner(*args, **kwargs)
+
+
+class Half:
+    """`dense` is the model's own layer, `small` its copy at the sizes that stay, whose weights this half loads."""
+
+    def __init__(
+        self, binding: Binding, how: ProbePruning, number: int, shape: Shape, dense: nn.Module, small: nn.Module
+    ) -> None:
+        self.how, self.number, self.shape, self.dense, self.small = how, number, shape, dense, small
+        self.family, self.sizes = binding.family, binding.sizes
+        self.norm = next((name for name in shape.block.norm if _has(dense, name)), None)
+        device = next(dense.parameters()).device
+        sources = {}
+        for name, spec in binding.layer.items():
+            if mentions(spec, shape.unit):
+                rows = Rows.of(spec, binding.sizes, shape.unit, device)
+                sources[name] = (_rows_first(dense.get_parameter(name), rows.dim), rows, rows.dim == 0)
+        self.weights = Weights(sources=sources, targets={name: small.get_parameter(name) for name in sources})
+        self.source = sources[f"{shape.reader}.weight"][0]  # [channel, out]
+        self.reading = Reading.of(self.source, how.metric, shape.units)
+        self.ahead = Ahead(dense, shape.block, shape.reader, self.source.shape[1], binding.family)
+        self.entry = Entry(small.get_submodule(shape.block.entry), self.called)
+        self._bias(small.get_submodule(shape.reader))
+
+    def _bias(self, reader: Any) -> None:
+        """The smaller layer's own bias, where means of what is dropped are added."""
+        self.bias: Tensor | None = None
+        if self.how.compensate == "none":
+            return
+        given = getattr(reader, "bias", None)
+        self.bias_given = None if given is None else given.detach()
+        self.bias = self.source.new_zeros(self.source.shape[1]) if given is None else given.detach().clone()
+        reader.bias = nn.Parameter(self.bias, requires_grad=False)
+
+    def install(self, current: Callable[[], Batch]) -> None:
+        """Put this half's entry into the smaller layer, after both halves were made."""
+        self.current = current
+        owner, _, last = self.shape.block.entry.rpartition(".")
+        setattr(self.small.get_submodule(owner), last, self.entry)
+        self.small.get_submodule(self._reader()).register_forward_pre_hook(self._read)
+
+    def _reader(self) -> str:
+        entry, reader = self.shape.block.entry, self.shape.reader
+        return f"{entry}.inner{reader.removeprefix(entry)}" if reader.startswith(entry + ".") else reader
+
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The half's first module is about to run for the whole batch."""
+        batch = self.current()
+        key = (self.number, self.shape.name)
+        kept = batch.choice.kept.get(key)
+        if kept is None or (self.shape.unit == "ffn" and batch.due):
+            kept = self.choose(batch, args, kwargs)
+            batch.choice.kept[key] = kept
+        scratch, shared = batch.place(self.number)
+        if not self.weights.holds(kept, scratch, shared=shared):
+            self.weights.load(kept, scratch)
+            self._compensate(kept, batch.state.histories.get(key))
+        for name, text in self.family.inputs.items():
+            if self.shape.unit != "ffn" and isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = _heads(kwargs[name], text, kept, self.sizes)
+
+    def choose(self, batch: Batch, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Int[Tensor, " kept"]:
+        """The units that this batch keeps."""
+        history = batch.state.histories.get((self.number, self.shape.name))
+        probe = self.how.probe
+        if probe is None:
+            assert history is not None
+            part, c = None, remembered(history, self.how)
+        else:
+            part, c = self._probed(batch, probe, history, args, kwargs)
+        score = scores(c, self.reading, self.how.metric)
+        kept = best(score, self.shape.count, self.shape.groups)
+        batch.note(Chosen(self.number, self.shape.name, part, score, kept))
+        return kept
+
+    def _probed(
+        self, batch: Batch, probe: Probe, history: History | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Part, Float[Tensor, " channel"]]:
+        given = dict(kwargs)
+        entering = args[0] if args else given.pop("hidden_states")
+        normed = entering.unflatten(0, batch.shape) if entering.ndim == 2 else entering
+        stream, own = batch.stream(self.shape.name, probe.stream)
+        part = select(stream if stream is not None and probe.rank == "residual" else normed, batch.valid, probe)
+        if own or stream is None:
+            first = part.of(normed)
+        else:
+            first = part.of(stream)
+            first = first if self.norm is None else self.dense.get_submodule(self.norm).forward(first)
+        x = self.ahead.run(first, part, batch.shape, args[1:], given)
+        valid = None if batch.valid is None else part.of(batch.valid)
+        return part, fused(probe_square(x, valid), part.tokens, history, self.how, valid)
+
+    def _compensate(self, kept: Int[Tensor, " kept"], history: History | None) -> None:
+        """The mean of what was dropped, through the output matrix, into the bias."""
+        if self.bias is None or history is None:
+            return
+        mean = history.average().to(torch.float32)
+        dropped = mean.index_fill(0, self.channels(kept), 0.0)
+        shift = (dropped.to(self.source.dtype) @ self.source).to(self.bias.dtype)
+        self.bias.copy_(shift if self.bias_given is None else self.bias_given + shift)
+
+    def channels(self, kept: Int[Tensor, " kept"]) -> Int[Tensor, " channel"]:
+        """The columns of the output matrix that the kept units are."""
+        width = len(self.source) // self.shape.units
+        return (kept[:, None] * width + torch.arange(width, device=kept.device)).flatten()
+
+    def _read(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        batch = self.current()
+        if self.how.ema is None or not batch.state.online or not batch.fresh:
+            return
+        key = (self.number, self.shape.name)
+        x = args[0].unflatten(0, batch.shape) if args[0].ndim == 2 else args[0]
+        batch.state.histories[key].follow(x, self.channels(batch.choice.kept[key]), batch.valid, self.how.ema)
+
+
+def _has(layer: nn.Module, name: str) -> bool:
+    try:
+        layer.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _rows_first(weight: nn.Parameter, dim: int) -> Tensor:
+    """The weight with the pruned dimension first, in memory too: the parameter itself becomes a view of that where it is second."""
+    if dim == 1:
+        weight.data = weight.data.mT.contiguous().mT
+        return weight.data.mT
+    return weight.detach()
+
+
+def _heads(x: Tensor, text: str, kept: Int[Tensor, " kept"], sizes: axes.Sizes) -> Tensor:
+    """The kept heads of a tensor whose first dimension is (batch kv)."""
+    assert text.startswith("(batch kv)"), text
+    return x.unflatten(0, (-1, sizes["kv"])).index_select(1, kept).flatten(0, 1)
