@@ -20,7 +20,7 @@ class Rows:
     """
 
     dim: int
-    tables: Sequence[tuple[Int[Tensor, "outer unit inner"], int]]
+    tables: Sequence[tuple[Int[Tensor, "_ _ _"], int]]
 
     @classmethod
     def of(cls, spec: Spec, sizes: Sizes, unit: str, device: torch.device) -> "Rows":

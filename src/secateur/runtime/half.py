@@ -89,7 +89,7 @@ class Half:
         if self.how.compensate == "none":
             return
         given = getattr(reader, "bias", None)
-        self.bias_given = None if given is None else given.detach()
+        self.bias_given: Tensor | None = None if given is None else given.detach()
         self.bias = self.source.new_zeros(self.source.shape[1]) if given is None else given.detach().clone()
         reader.bias = nn.Parameter(self.bias, requires_grad=False)
 

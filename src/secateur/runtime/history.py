@@ -56,18 +56,12 @@ class History:
 
     def add(self, x: Float[Tensor, "batch token channel"], valid: Bool[Tensor, "batch token"] | None) -> None:
         """Calibration: exact running means. Positions past the last row are left out."""
-        if self.positional:
-            x = x[:, : len(self.square)]
-            weight = _weights(x, valid)
-            new = weight.sum(0)
-            known = slice(0, x.shape[1])
-            square = torch.einsum("bs,bsk->sk", weight.float(), x.float().square())
-            mean = torch.einsum("bs,bsk->sk", weight.float(), x.float())
-        else:
-            rows = x.flatten(0, 1).double()
-            weight = _weights(x, valid).flatten()
-            new, known = weight.sum()[None], slice(0, 1)
-            square, mean = (weight @ rows.square())[None], (weight @ rows)[None]
+        x = x[:, : len(self.square)] if self.positional else x
+        weight = _weights(x, valid)
+        x = x.to(self.square.dtype) if valid is None else x.to(self.square.dtype).where(weight[..., None] > 0, 0)
+        over, known = ((0,), slice(0, x.shape[1])) if self.positional else ((0, 1), slice(0, 1))
+        new = weight.sum(over).reshape(-1)
+        square, mean = x.square().sum(over).reshape(len(new), -1), x.sum(over).reshape(len(new), -1)
         self.count[known] += new
         seen = self.count[known].clamp_min(1)[:, None]
         for table, total in ((self.square, square), (self.mean, mean)):
@@ -83,10 +77,11 @@ class History:
         """Online: an exponential moving average, of the channels that were kept and the positions that were there."""
         x = x[:, : len(self.square)] if self.positional else x
         weight = _weights(x, valid).float()
+        x = x.float().where(weight[..., None] > 0, 0)
         over = 0 if self.positional else (0, 1)
         seen = weight.sum(over)
-        for table, values in ((self.square, x.float().square()), (self.mean, x.float())):
-            now = (values * weight[..., None]).sum(over) / seen.clamp_min(1)[..., None]
+        for table, values in ((self.square, x.square()), (self.mean, x)):
+            now = values.sum(over) / seen.clamp_min(1)[..., None]
             rows = table[: x.shape[1]] if self.positional else table
             old = rows.index_select(1, kept)
             new = torch.where((seen > 0).reshape(-1, 1), past * old + (1 - past) * now.to(old.dtype), old)

@@ -55,6 +55,7 @@ class Probed:
         self.state = State(online=self.how.ema is not None)
         self._scratch: dict[int, Scratch] = {}
         self._batch: Batch | None = None
+        self._held: Choice | None = None
         self._idle = False
         self._record: list[Chosen] | None = None
         self._layers: list[nn.Module] = list(model.get_submodule(self.binding.family.layers))  # type: ignore[arg-type]
@@ -69,6 +70,20 @@ class Probed:
         if name == "model":
             raise AttributeError(name)
         return getattr(self.model, name)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`. The prompt says what stays, with a cache or without."""
+        with self.one_choice():
+            return self.model.generate(*args, **kwargs)
+
+    @contextmanager
+    def one_choice(self) -> Iterator[Choice]:
+        """While it lasts, what the first batch chose stays chosen, for batches without a cache too."""
+        before, self._held = self._held, Choice()
+        try:
+            yield self._held
+        finally:
+            self._held = before
 
     def _install(self) -> None:
         binding, how = self.binding, self.how
@@ -143,15 +158,15 @@ class Probed:
             valid = None
         cache = kwargs.get("past_key_values")
         fresh = cache is None or cache.get_seq_length() == 0
-        choice = Choice() if fresh else getattr(cache, TAG, None)
+        choice = (self._held or Choice()) if fresh else getattr(cache, TAG, None)
         if choice is None:
             raise UserError(
                 "the key-value cache was not made by this probed model. Begin anew without it, as it holds other heads."
             )
         if self._halves:
             self._needs_history()
-        choice.steps = 0 if fresh else choice.steps + 1
-        due = not fresh and self.rechoose is not None and choice.steps % self.rechoose == 0
+        choice.steps += bool(choice.kept)
+        due = self.rechoose is not None and choice.steps > 0 and choice.steps % self.rechoose == 0
         self._batch = Batch(
             shape=(batch, length), valid=valid, choice=choice, state=self.state, fresh=fresh, due=due, scratch=self._scratch,
             shared=self.memory == "low", record=self._record,

@@ -41,8 +41,8 @@ def probe_square(
     x = x.float()
     if valid is None:
         return x.square().mean(0)
-    weight = valid.float()[..., None]
-    return (x.square() * weight).sum(0) / weight.sum(0).clamp_min(1)
+    weight = valid[..., None]
+    return x.square().where(weight, 0).sum(0) / weight.sum(0).clamp_min(1)
 
 
 def fused(

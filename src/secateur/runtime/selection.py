@@ -38,9 +38,9 @@ def select(stream: Float[Tensor, "batch token hidden"], valid: Bool[Tensor, "bat
     num_samples, num_tokens = counts(batch, length, probe)
     if probe.rank == "even":
         return Part(_even(batch, num_samples, stream.device), _even(length, num_tokens, stream.device))
-    energy = torch.linalg.vector_norm(stream, dim=-1, dtype=torch.float32)
+    energy = torch.linalg.vector_norm(stream, dim=-1, dtype=torch.promote_types(stream.dtype, torch.float32))
     if valid is not None:
-        energy = energy * valid
+        energy = energy.where(valid, 0)
     if probe.order == "tokens":
         tokens = _largest(torch.linalg.vector_norm(energy, dim=0), num_tokens)
         tokens = _with_first(tokens, probe)
