@@ -12,7 +12,7 @@ from tests.contract.tiny import MODEL_TYPES, VARIANTS, tiny_model, tiny_tokens
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 LENGTH = 9
-PROBE = Probe(tokens=0.5, samples=0.34, least=4)
+PROBE = Probe(tokens=0.5, samples=0.34, least=4, most=1.0)
 GROUPED = [v for v in VARIANTS if sizes_of(tiny_model(VARIANTS[v][0], **VARIANTS[v][1])).get("group", 1) > 1]
 CASES = [(v, a) for v in VARIANTS for a in ("kv", "group", "heads", "none") if a != "group" or v in GROUPED]
 PADDING = {"none": [[], [], []], "left": [[], [0, 1, 2], [0]], "right": [[], [6, 7, 8], [8]]}
@@ -113,7 +113,7 @@ def test_low_memory_gives_the_same_tokens(attention, history):
 
 def test_padding_changes_neither_choice_nor_logits():
     """Whole batch probed: with padding in front, behind or none, the same scores and the same logits of the real tokens."""
-    how = ProbePruning(probe=Probe(tokens=1.0, samples=1.0))
+    how = ProbePruning(probe=Probe(tokens=1.0, samples=1.0, most=1.0))
     ids, blank = tiny_tokens(2, LENGTH), torch.zeros(2, 3, dtype=torch.long)
     real = torch.ones_like(ids)
     runs = {
@@ -201,7 +201,7 @@ def test_any_shape_of_batch(shape, history):
 
 def test_a_row_of_padding_alone_changes_nothing_for_the_others():
     ids, mask = tiny_tokens(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
-    how = ProbePruning(probe=Probe(tokens=1.0, samples=1.0))
+    how = ProbePruning(probe=Probe(tokens=1.0, samples=1.0, most=1.0))
     expected = probed("llama", how=how)(ids, attention_mask=mask).logits
     more, masks = torch.cat([ids, torch.zeros_like(ids[:1])]), torch.cat([mask, torch.zeros_like(mask[:1])])
     found = probed("llama", how=how)(more, attention_mask=masks).logits

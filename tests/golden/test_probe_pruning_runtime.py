@@ -28,16 +28,16 @@ def paper(**changes) -> ProbePruning:
 
 
 FIXED = {"probe": None, "ema": None}
-EARLIER = Probe(least=2, first=10, stream="earlier")
+EARLIER = Probe(least=2, most=1.0, first=10, stream="earlier")
 MODES = {
     "sync": paper(),
     "static_ppsp": paper(**FIXED),
-    "full_batch": paper(probe=Probe(tokens=1.0, samples=1.0), history="none", ema=None),
+    "full_batch": paper(probe=Probe(tokens=1.0, samples=1.0, most=1.0), history="none", ema=None),
     "wanda_sp": paper(**FIXED, metric="wanda-sp"),
     "flap": paper(**FIXED, metric="flap"),
     "flap_bias": paper(**FIXED, metric="flap", compensate="mean"),
     "sync_no_history": paper(history="none", ema=None),
-    "sync_small_probe": paper(probe=Probe(tokens=0.1, samples=0.25, least=2, first=10)),
+    "sync_small_probe": paper(probe=Probe(tokens=0.1, samples=0.25, least=2, most=1.0, first=10)),
     "sync_short": paper(),
     "sync_skip0_multiple8": paper(keep_first=1, round_to=8),
     "parallel_skip0": paper(probe=EARLIER, keep_first=1),

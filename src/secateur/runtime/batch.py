@@ -75,6 +75,7 @@ class Batch:
 
     def note(self, chosen: Chosen) -> None:
         """Remember whether a choice was founded on numbers. Looked at after the pass, as looking waits for the device."""
-        self.unfit.append((chosen.layer, torch.isfinite(chosen.scores).all()))
+        if chosen.part is not None:
+            self.unfit.append((chosen.layer, torch.isfinite(chosen.scores).all()))
         if self.record is not None:
             self.record.append(chosen)

@@ -35,6 +35,11 @@ class Rows:
             start += size
         return cls(dim=dim, tables=tables)
 
+    @property
+    def layout(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Equal where the same units lie at the same positions."""
+        return tuple((tuple(table.shape), divisor) for table, divisor in self.tables)
+
     def index(self, kept: Int[Tensor, " kept"]) -> Int[Tensor, " row"]:
         parts = []
         for table, divisor in self.tables:
@@ -90,8 +95,11 @@ class Weights:
 
     def load(self, kept: Int[Tensor, " kept"], scratch: Scratch) -> None:
         """Make the smaller layer compute with the kept units."""
+        indices: dict[object, Tensor] = {}
         for name, (source, rows, first) in self.sources.items():
-            index = rows.index(kept)
+            index = indices.get(rows.layout)
+            if index is None:
+                index = indices[rows.layout] = rows.index(kept)
             place = scratch.place(name, torch.Size((len(index), *source.shape[1:])), source)
             torch.index_select(source, 0, index, out=place)
             target = place if first else place.mT

@@ -82,6 +82,7 @@ class Half:
         self.ahead = Ahead(dense, shape.block, shape.reader, self.source.shape[1], binding.family)
         self.entry = Entry(small.get_submodule(shape.block.entry), self.called)
         self._bias(small.get_submodule(shape.reader))
+        self.fixed: tuple[History, int, Chosen] | None = None  # what a history chose, and at which of its changes
 
     def _bias(self, reader: Any) -> None:
         """The smaller layer's own bias, where means of what is dropped are added."""
@@ -122,17 +123,21 @@ class Half:
 
     def choose(self, batch: Batch, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Int[Tensor, " kept"]:
         """The units that this batch keeps."""
-        history = batch.state.histories.get((self.number, self.shape.name))
-        probe = self.how.probe
-        if probe is None:
+        key = (self.number, self.shape.name)
+        history, probe = batch.state.histories.get(key), self.how.probe
+        if probe is None or self.shape.name not in self.how.probed:
             assert history is not None
-            part, c = None, remembered(history, self.how)
+            if self.fixed is None or self.fixed[0] is not history or history.changes != self.fixed[1]:
+                score = scores(remembered(history, self.how), self.reading, self.how.metric)
+                chosen = Chosen(*key, None, score, best(score, self.shape.count, self.shape.groups))
+                self.fixed = (history, history.changes, chosen)
+            chosen = self.fixed[2]
         else:
             part, c = self._probed(batch, probe, history, args, kwargs)
-        score = scores(c, self.reading, self.how.metric)
-        kept = best(score, self.shape.count, self.shape.groups)
-        batch.note(Chosen(self.number, self.shape.name, part, score, kept))
-        return kept
+            score = scores(c, self.reading, self.how.metric)
+            chosen = Chosen(*key, part, score, best(score, self.shape.count, self.shape.groups))
+        batch.note(chosen)
+        return chosen.kept
 
     def _probed(
         self, batch: Batch, probe: Probe, history: History | None, args: Sequence[Any], kwargs: Mapping[str, Any]

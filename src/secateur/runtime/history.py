@@ -22,6 +22,9 @@ class History:
     extra: dict[str, Tensor] = field(default_factory=dict)
     """`fluctuation` [row, channel] where a state brings its own; else it follows from the two means."""
 
+    changes: int = 0
+    """How often tokens were taken in."""
+
     @classmethod
     def empty(cls, channels: int, positions: int | None, device: torch.device) -> "History":
         rows, dtype = (1, torch.float64) if positions is None else (positions, torch.float32)
@@ -56,6 +59,7 @@ class History:
 
     def add(self, x: Float[Tensor, "batch token channel"], valid: Bool[Tensor, "batch token"] | None) -> None:
         """Calibration: exact running means. Positions past the last row are left out."""
+        self.changes += 1
         x = x[:, : len(self.square)] if self.positional else x
         weight = _weights(x, valid)
         x = x.to(self.square.dtype) if valid is None else x.to(self.square.dtype).where(weight[..., None] > 0, 0)
@@ -75,6 +79,7 @@ class History:
         past: float,
     ) -> None:
         """Online: an exponential moving average, of the channels that were kept and the positions that were there."""
+        self.changes += 1
         x = x[:, : len(self.square)] if self.positional else x
         weight = _weights(x, valid).float()
         x = x.float().where(weight[..., None] > 0, 0)

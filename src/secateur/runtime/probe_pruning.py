@@ -25,7 +25,8 @@ class Probe:
     """Which part of a batch runs ahead.
 
     `tokens`, `samples`: fractions of the positions and of the samples. `least`: tokens (positions times samples) that a probe
-    has at least, where the batch has as many. `first`: a probe of at most so many positions holds position 0. `order`: what is
+    has at least, where the batch has as many; `most`: the fraction of the batch's tokens that it has at most, but for `least`.
+    The paper's probe has half of the positions even where there is one sample, which costs more than it saves. `first`: a probe of at most so many positions holds position 0. `order`: what is
     chosen first, the other among its tokens alone. `rank`: by the norm of the residual stream, of the block's normalised input,
     or evenly spread whatever they hold. `stream`: the states that are probed are the block's own, or those one block earlier
     (which a second stream could run ahead of time).
@@ -34,13 +35,14 @@ class Probe:
     tokens: float = 0.5
     samples: float = 0.05
     least: int = 64
+    most: float = 0.025
     first: int = 0
     order: Literal["tokens", "samples"] = "tokens"
     rank: Literal["residual", "normed", "even"] = "residual"
     stream: Literal["own", "earlier"] = "own"
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "samples"):
+        for name in ("tokens", "samples", "most"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"the probe's fraction of {name} is {getattr(self, name)}. Allowed: above 0, at most 1.")
         if self.least < 1 or self.first < 0:
@@ -51,7 +53,8 @@ class Probe:
 class ProbePruning:
     """How a model is pruned anew for each batch.
 
-    `probe`: None leaves the choice to the history alone, the same for every batch. `history`: a mean square for each channel, for
+    `probe`: None leaves the choice to the history alone, the same for every batch; so it is in a half that is not `probed`.
+    `history`: a mean square for each channel, for
     each position and channel, or none at all. `fusion`: "scaled" as above, or the fixed share of the probe. `metric`: what makes a
     score of c and the output matrix. `attention`: what leaves there: whole key-value heads; query heads, as many in each
     key-value head's group; query heads wherever they are (keys and values are then gathered once for each head that reads them);
@@ -64,6 +67,7 @@ class ProbePruning:
     name: ClassVar = "probe-pruning"
     paper_url: ClassVar = "https://arxiv.org/abs/2502.15618"
     probe: Probe | None = field(default_factory=Probe)
+    probed: tuple[Literal["attention", "mlp"], ...] = ("mlp",)
     history: Literal["channel", "position", "none"] = "channel"
     fusion: Literal["scaled"] | float = "scaled"
     metric: Literal["ppsp", "wanda-sp", "flap"] = "ppsp"
@@ -76,8 +80,8 @@ class ProbePruning:
     round_to: int = 1
 
     def __post_init__(self) -> None:
-        if self.probe is None and self.history == "none":
-            raise UserError("neither a probe nor a history is asked for, so nothing says what to skip. Give one of them.")
+        if self.history == "none" and (self.probe is None or (self.attention != "none" and "attention" not in self.probed)):
+            raise UserError("a half has neither a probe nor a history, so nothing says what to skip. Give one of them.")
         if self.metric == "flap" and self.probe is not None:
             raise UserError("the metric `flap` needs variances, which a probe does not have. Use it with probe=None.")
         if self.compensate == "mean" and self.history == "none":
@@ -97,6 +101,6 @@ class ProbePruning:
     ) -> "ProbePruning":
         """The published method. It prunes query heads one by one, which under grouped queries leaves keys and values whole."""
         return cls(
-            probe=probe or Probe(least=2, first=10), history="position", attention=attention, compensate="none", ema=0.99,
-            keep_first=keep_first, share_ratio="paper", round_to=round_to,
+            probe=probe or Probe(least=2, most=1.0, first=10), history="position", attention=attention, compensate="none", ema=0.99,
+            keep_first=keep_first, share_ratio="paper", round_to=round_to, probed=("attention", "mlp"),
         )  # fmt: skip

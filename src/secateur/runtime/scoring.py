@@ -79,6 +79,8 @@ def scores(c: Float[Tensor, " channel"], reading: Reading, metric: str) -> Float
 
 def best(score: Float[Tensor, " unit"], count: int, groups: int = 1) -> Int[Tensor, " kept"]:
     """The units that stay, ascending: `count` of each of `groups` equal runs of units."""
+    if groups == 1:
+        return score.topk(count).indices.sort().values
     rows = score.view(groups, -1)
     kept = rows.topk(count, dim=1).indices.sort(dim=1).values
     return (kept + torch.arange(groups, device=kept.device)[:, None] * rows.shape[1]).flatten()

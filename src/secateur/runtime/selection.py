@@ -23,12 +23,14 @@ class Part(NamedTuple):
 
 
 def counts(batch: int, length: int, probe: Probe) -> tuple[int, int]:
-    """(samples, positions) of a probe: the fractions, rounded up, at least two positions, and `least` tokens in all.
+    """(samples, positions) of a probe: the fractions, rounded up, at least two positions, and tokens between `least` and `most`.
 
-    Positions are added before samples, as those of one sample are cheaper to attend to than they are to read apart.
+    Where that asks for more, positions are added before samples; for fewer, positions are left out.
     """
     samples = math.ceil(batch * probe.samples)
-    tokens = min(length, max(math.ceil(length * probe.tokens), 2, math.ceil(probe.least / samples)))
+    most = max(probe.least, probe.most * batch * length)
+    tokens = min(math.ceil(length * probe.tokens), math.ceil(most / samples))
+    tokens = min(length, max(tokens, 2, math.ceil(probe.least / samples)))
     return min(batch, max(samples, math.ceil(probe.least / tokens))), tokens
 
 
