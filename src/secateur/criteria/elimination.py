@@ -22,7 +22,7 @@ from torch import Tensor
 
 from secateur.criteria.unit import Matrix
 from secateur.errors import UserError
-from secateur.statistics.gram import Gram
+from secateur.statistics.gram import Gram, typical
 from secateur.statistics.precision import full_float32
 
 PENDING = 64
@@ -49,7 +49,7 @@ class Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Inverse:
-    """H^-1 of H = G / N + lam I, lam a fraction of the mean of G / N's diagonal."""
+    """H^-1 of H = G / N + lam I, lam a fraction of what is `typical` of G / N's diagonal."""
 
     matrix: Float[Tensor, "column column"]
     dead: Int[Tensor, " dead"]
@@ -64,7 +64,7 @@ class Inverse:
         for _ in range(ATTEMPTS + 1):
             matrix = gram.matrix.to(torch.float64, copy=True).div_(gram.count)
             diagonal = matrix.diagonal()
-            lam = ridge * float(diagonal.mean())
+            lam = ridge * float(typical(diagonal))
             diagonal += lam
             diagonal[dead] = 1
             least = SINGULAR * diagonal

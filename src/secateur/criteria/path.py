@@ -36,7 +36,7 @@ Weigh = Callable[[torch.dtype], tuple[Float[Tensor, "column column"], Energy]]
 def greedy_path(group: CoupledGroup, gram: Gram, ridge: float, weigh: Weigh) -> Path:
     """All units of the group in the order in which they leave, one of each parent head before a second of any.
 
-    `ridge`: a fraction of the mean of the Gram matrix's diagonal. Memory beside the arguments: two matrices [column, column],
+    `ridge`: a fraction of the Gram matrix's `typical` diagonal. Memory beside the arguments: two matrices [column, column],
     float64 up to 8,192 columns and float32 beyond; while the Gram matrix is inverted, one in float64.
     """
     units, rows = group.unit_of_column, rows_of(group)

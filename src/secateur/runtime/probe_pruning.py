@@ -26,10 +26,10 @@ class Probe:
 
     `tokens`, `samples`: fractions of the positions and of the samples. `least`: tokens (positions times samples) that a probe
     has at least, where the batch has as many; `most`: the fraction of the batch's tokens that it has at most, but for `least`.
-    The paper's probe has half of the positions even where there is one sample, which costs more than it saves. `first`: a probe of at most so many positions holds position 0. `order`: what is
-    chosen first, the other among its tokens alone. `rank`: by the norm of the residual stream, of the block's normalised input,
-    or evenly spread whatever they hold. `stream`: the states that are probed are the block's own, or those one block earlier
-    (which a second stream could run ahead of time).
+    The paper's probe has half of the positions even where there is one sample, which costs more than it saves. `first`: a probe
+    of at most so many positions holds position 0. `order`: what is chosen first, the other among its tokens alone. `rank`: by
+    the norm of the residual stream, of the block's normalised input, or evenly spread whatever they hold. `stream`: the states
+    that are probed are the block's own, or those one block earlier (which a second stream could run ahead of time).
     """
 
     tokens: float = 0.5

@@ -18,6 +18,11 @@ TOKENS = 256
 PRODUCTS = 8
 """Products that are added in float32 before their sum is in float64, which takes three times as long."""
 
+MASSIVE = 4
+"""The mean of a diagonal is above four medians where a few channels are most of it."""
+DEAD = 1e-10
+"""Of the mean: what is below is the rounding of a channel that never varies."""
+
 
 class Gram(NamedTuple):
     """Sum over tokens of x x^T, symmetric and not centred: float64 if x was, else float32.
@@ -131,6 +136,17 @@ class GramAccumulator:
             matrix[stop - len(panel) : stop, :stop] = panel
         mirror_lower(matrix)
         return Gram(self._count, matrix)
+
+
+def typical(diagonal: Float[Tensor, " column"]) -> Float[Tensor, ""]:
+    """What a ridge is a fraction of: the mean of a Gram matrix's diagonal, but at most `MASSIVE` times the median of its live part.
+
+    A few massive channels, which large models have, would otherwise make a ridge that silences every ordinary one, and the same
+    function with other scales inside would be pruned otherwise.
+    """
+    mean = diagonal.mean()
+    live = diagonal[diagonal > DEAD * mean]
+    return torch.minimum(mean, MASSIVE * live.median()) if len(live) else mean
 
 
 def mirror_lower(matrix: Float[Tensor, "n n"]) -> None:

@@ -79,7 +79,7 @@ class BiasCompensation:
 class LeastSquares:
     """The kept columns say what the removed ones said, as well as they can.
 
-    `ridge`: lam as a fraction of the mean of the diagonal of G_KK. The weight becomes float32, or float64 where it was.
+    `ridge`: lam as a fraction of what is `typical` of the diagonal of G_KK. The weight becomes float32, or float64 where it was.
     Memory beside the arguments: one float64 matrix [kept, kept], the result, and some blocks of 512 rows.
     """
 

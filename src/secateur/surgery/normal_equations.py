@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.statistics.gram import Gram
+from secateur.statistics.gram import Gram, typical
 from secateur.statistics.moments import Moments
 from secateur.statistics.precision import full_float32
 
@@ -64,7 +64,7 @@ class NormalEquations:
     def reconstruct(
         self, weight: Float[Tensor, "out column"], keep: Int[Tensor, " kept"], ridge: float
     ) -> Float[Tensor, "out kept"]:
-        """W_K + W_D G_DK (G_KK + lam I)^-1, lam = ridge * mean(diag G_KK); float32, or float64 where the weight is.
+        """W_K + W_D G_DK (G_KK + lam I)^-1, lam = ridge * typical(diag G_KK); float32, or float64 where the weight is.
 
         The matrix is factorised in float64. What follows is float32 where weight and matrix are: as exact as they are (an
         error of their own rounding's size), and the error of the output, least at the solution, feels it only squared. Raises
@@ -88,7 +88,7 @@ class NormalEquations:
         for _ in range(ATTEMPTS + 1):
             matrix = self.block(keep, keep)
             diagonal = matrix.diagonal()
-            diagonal += ridge * diagonal.mean()
+            diagonal += ridge * typical(diagonal)
             diagonal[torch.isin(keep, self.dead)] = 1
             # The matrix is symmetric, so its transpose is a column-major view of it, which is factorised in place.
             factor, info = matrix.mT, torch.empty(0, dtype=torch.int32, device=matrix.device)

@@ -3,8 +3,8 @@
     min over D of  sum_t ||r_t - D x_t||^2 + lam ||D||^2        D = B (G + lam I)^-1,   G = sum_t x x^T,  B = sum_t r x^T
 
 D is added to the matrix, so the ridge pulls towards the matrix as it was. With an intercept, x and r are centred. lam is a
-fraction of the mean of G's diagonal: the one of `RIDGES` whose D, fitted without the held-out tokens, errs least on them; then D
-is fitted to all. If none errs less than D = 0, that is what it is.
+fraction of what is `typical` of G's diagonal: the one of `RIDGES` whose D, fitted without the held-out tokens, errs least on
+them; then D is fitted to all. If none errs less than D = 0, that is what it is.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.statistics.gram import GramAccumulator
+from secateur.statistics.gram import GramAccumulator, typical
 from secateur.statistics.precision import full_float32
 
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, math.inf)
@@ -175,7 +175,7 @@ class Regression:
             diagonal = matrix.diagonal()
             if not diagonal.isfinite().all():
                 raise UserError("the inputs of a matrix that is refitted hold NaN or infinity. Compute in bf16 or fp32.")
-            diagonal += lam * diagonal.mean() + torch.finfo(torch.float64).tiny
+            diagonal += lam * typical(diagonal) + torch.finfo(torch.float64).tiny
             # The matrix is symmetric: its transpose is a column-major view of it, which is factorised in place.
             factor, info = matrix.mT, torch.empty(0, dtype=torch.int32, device=self.device)
             torch.linalg.cholesky_ex(factor, out=(factor, info))

@@ -9,6 +9,7 @@ from secateur.criteria.unit import Matrix
 from secateur.errors import UserError
 from secateur.statistics.gram import Gram
 from tests.reference.elimination import greedy, loss
+from tests.reference.ridge import ridge_scale
 
 TOKENS, OUT, LAM = 60, 6, 0.3
 
@@ -69,7 +70,7 @@ def test_many_steps_between_updates_change_nothing(size):
 def test_float32_is_near_float64():
     units = torch.arange(300)
     w, x, f = problem(300)
-    lam = 0.01 * float((x * x).sum(0).mean())
+    lam = 0.01 * ridge_scale(x)
     wide, narrow = (path(w, x, f, units, lam=lam, dtype=t) for t in (torch.float64, torch.float32))
     torch.testing.assert_close(narrow.cost.cumsum(0), wide.cost.cumsum(0), rtol=2e-3, atol=0)
     rank = torch.stack([p.order.argsort().double() for p in (wide, narrow)])

@@ -17,6 +17,7 @@ from secateur.statistics.output_gradient import OutputGradientGram
 from secateur.surgery.compensate import LeastSquares, relative_error
 from tests.contract.groups import CASES, SIZES, make_case
 from tests.reference.elimination import greedy
+from tests.reference.ridge import ridge_scale
 
 MATRIX = pytest.mark.parametrize(("layout", "axis"), CASES)
 RIDGE = 0.02
@@ -25,7 +26,7 @@ RIDGE = 0.02
 def by_hand(case):
     """(order, squared output error per token, lam I in it, after each unit has left)."""
     x = case.inputs[case.group.reader.module]
-    w, lam = case.group.reader_matrix, RIDGE * float(x.square().sum(0).mean())
+    w, lam = case.group.reader_matrix, RIDGE * ridge_scale(x)
     order, losses = greedy(w, x, torch.eye(len(w), dtype=w.dtype), case.group.unit_of_column, lam, rows_of(case.group))
     return order, torch.tensor(losses, dtype=torch.float64)
 

@@ -15,6 +15,7 @@ from secateur.statistics.gram import Gram
 from secateur.statistics.output_gradient import OutputGradientGram
 from tests.contract.groups import CASES, LAYOUTS, SIZES, make_case
 from tests.reference.elimination import greedy
+from tests.reference.ridge import ridge_scale
 
 MATRIX = pytest.mark.parametrize(("layout", "axis"), CASES)
 RIDGE, DAMPING = 0.02, 0.1
@@ -40,7 +41,7 @@ def by_hand(case, gates=0.5):
     x, g = case.inputs[reader.module], case.gradients[reader.module]
     f = g.T @ g
     f += DAMPING * f.diagonal().mean() * torch.eye(len(f), dtype=f.dtype)
-    lam = RIDGE * float(x.square().sum(0).mean())
+    lam = RIDGE * ridge_scale(x)
     rows = SIZES["kv"] if case.group.axis == "group" else 1
     scale = gate_ratios(case, f).pow(gates / 2)[case.group.unit_of_column]
     order, losses = greedy(case.group.reader_matrix * scale, x, f, case.group.unit_of_column, lam, rows)

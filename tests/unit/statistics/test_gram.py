@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from secateur.errors import UserError
 from secateur.statistics import ACCUMULATORS, STATISTICS
-from secateur.statistics.gram import ROWS, Gram, GramAccumulator
+from secateur.statistics.gram import ROWS, Gram, GramAccumulator, typical
 from secateur.statistics.statistic import Accumulator, Statistic
 
 
@@ -121,3 +121,12 @@ def test_is_a_statistic_and_the_tables_know_what_is_gathered_forward():
         assert isinstance(result, STATISTICS[name])
         assert result.kind == name
         assert STATISTICS[name].from_tensors(result.to_tensors()).count == 4
+
+
+def test_a_few_massive_channels_do_not_change_what_is_typical():
+    """The mean, unless a few channels are most of it; channels that are always zero count in the mean alone."""
+    diagonal = torch.tensor([1.0, 2, 3, 4, 5])
+    assert float(typical(diagonal)) == 3.0
+    assert float(typical(torch.cat([diagonal, torch.zeros(5)]))) == 1.5
+    assert float(typical(torch.cat([diagonal, torch.tensor([1e6, 1e8])]))) == 4 * 4.0
+    assert float(typical(torch.zeros(3))) == 0.0

@@ -15,6 +15,7 @@ from secateur.surgery.compensate import (
     relative_error,
 )
 from tests.reference.least_squares import regression, regression_with_intercept
+from tests.reference.ridge import ridge_scale
 from tests.reference.scores import output_error
 
 TOKENS, COLUMNS, OUT = 60, 12, 7
@@ -44,7 +45,7 @@ def test_least_squares_is_the_ridge_regression_towards_the_original(keep, ridge,
     index = torch.tensor(keep)
     found, bias = LeastSquares(ridge=ridge).compensate(w, None, index, seen(x))
     assert bias is None
-    lam = ridge * float(x[:, keep].square().sum(0).mean())
+    lam = ridge * ridge_scale(x[:, keep])
     torch.testing.assert_close(found, regression(w, x, keep, lam), rtol=1e-7, atol=1e-8)
 
 
@@ -52,7 +53,7 @@ def test_least_squares_is_the_ridge_regression_towards_the_original(keep, ridge,
 def test_with_a_bias_it_is_the_regression_with_intercept(keep, ridge, seed):
     w, b, x = problem(seed)
     found, bias = LeastSquares(ridge=ridge).compensate(w, b, torch.tensor(keep), seen(x))
-    lam = ridge * float((x - x.mean(0))[:, keep].square().sum(0).mean())
+    lam = ridge * ridge_scale((x - x.mean(0))[:, keep])
     expected, shift = regression_with_intercept(w, x, keep, lam)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(bias, b + shift, rtol=1e-7, atol=1e-7)
@@ -244,3 +245,18 @@ def test_options():
     for ridge in (-0.1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="Allowed: 0 and above"):
             LeastSquares(ridge=ridge)
+
+
+def test_a_few_massive_channels_do_not_silence_least_squares_for_the_others():
+    """Two inputs a thousand times larger, their columns as much smaller: the same function, and all but the same error."""
+    weight, _, x = problem(columns=24, tokens=400)
+    scale = torch.ones(24, dtype=x.dtype)
+    scale[[3, 7]] = 1000.0
+    keep = torch.tensor([i for i in range(24) if i % 3])
+    errors = []
+    for s in (torch.ones_like(scale), scale):
+        kept, _ = LeastSquares(ridge=0.01).compensate(weight / s, None, keep, seen(x * s))
+        errors.append(float((x @ weight.T - (x * s)[:, keep] @ kept.T).square().sum()))
+    plain = float((x @ weight.T - x[:, keep] @ weight[:, keep].T).square().sum())
+    assert errors[0] < 0.5 * plain
+    assert errors[1] < 1.5 * errors[0]
