@@ -12,13 +12,14 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.api import evaluate, probe, prune
     from secateur.export.load import load
-    from secateur.runtime.probe_pruning import Probe, ProbePruning
+    from secateur.runtime.probe import Probe
+    from secateur.runtime.probe_pruning import ProbePruning
     from secateur.runtime.state import State
 
 __all__ = ["Probe", "ProbePruning", "State", "UserError", "__version__", "evaluate", "load", "probe", "prune"]
 
 _LAZY = {
-    "Probe": "secateur.runtime.probe_pruning",
+    "Probe": "secateur.runtime.probe",
     "ProbePruning": "secateur.runtime.probe_pruning",
     "State": "secateur.runtime.state",
     "evaluate": "secateur.api",

@@ -1,17 +1,22 @@
 """What a probed model promises, over all families: it is the dense one without what was dropped, and it generates like it."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 import secateur
 from secateur import Probe, ProbePruning, State, UserError
+from secateur.runtime.cost import Cost
 from secateur.runtime.model import Probed
 from tests.contract.masking import layers_of, sizes_of
 from tests.contract.tiny import MODEL_TYPES, VARIANTS, tiny_model, tiny_tokens
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 LENGTH = 9
+ALWAYS = Cost(share=math.inf)
 PROBE = Probe(tokens=0.5, samples=0.34, least=4, most=1.0)
 GROUPED = [v for v in VARIANTS if sizes_of(tiny_model(VARIANTS[v][0], **VARIANTS[v][1])).get("group", 1) > 1]
 CASES = [(v, a) for v in VARIANTS for a in ("kv", "group", "heads", "none") if a != "group" or v in GROUPED]
@@ -26,7 +31,7 @@ def dense(variant: str, **more) -> torch.nn.Module:
 def probed(
     variant: str, ratio: float = 0.5, how: ProbePruning | None = None, dtype: torch.dtype = torch.float64, **more
 ) -> Probed:
-    how = how or ProbePruning(probe=PROBE)
+    how = replace(how or ProbePruning(probe=PROBE), cost=ALWAYS)
     result = secateur.probe(dense(variant, dtype=dtype), ratio, how=how, **more)
     if how.history != "none":
         result.calibrate(tiny_tokens(8, LENGTH, seed=1))
@@ -149,7 +154,7 @@ def test_a_frozen_state_makes_the_order_of_batches_irrelevant_and_an_online_one_
 
 @pytest.mark.parametrize("history", ["channel", "position"])
 def test_a_saved_state_is_the_state(tmp_path, history):
-    how = ProbePruning(probe=PROBE, history=history)
+    how = ProbePruning(probe=PROBE, history=history, cost=ALWAYS)
     model, ids = probed("qwen3", how=how), tiny_tokens(3, LENGTH)
     model.state.save(tmp_path / "state.safetensors")
     other = secateur.probe(dense("qwen3"), 0.5, how=how)
@@ -206,6 +211,30 @@ def test_a_row_of_padding_alone_changes_nothing_for_the_others():
     more, masks = torch.cat([ids, torch.zeros_like(ids[:1])]), torch.cat([mask, torch.zeros_like(mask[:1])])
     found = probed("llama", how=how)(more, attention_mask=masks).logits
     torch.testing.assert_close(found[:2], expected, **EXACT)
+
+
+def test_compiled_halves_do_not_compile_anew_for_what_a_batch_keeps(monkeypatch):
+    model = probed("llama", dtype=torch.float32).compile(backend="eager", dynamic=False)
+    plain = probed("llama", dtype=torch.float32)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    kept = set()
+    for seed in range(6):
+        ids = tiny_tokens(3, LENGTH, seed=seed)
+        with torch.no_grad(), model.recorded() as seen:
+            torch.testing.assert_close(model(ids, use_cache=False).logits, plain(ids, use_cache=False).logits)
+        kept.add(str([c.kept.tolist() for c in seen]))
+    assert len(kept) > 1
+
+
+def test_a_probe_that_does_not_pay_leaves_the_choice_to_the_history():
+    model = secateur.probe(dense("llama"), 0.5, how=ProbePruning(probe=PROBE, cost=Cost(share=0.0)))
+    model.calibrate(tiny_tokens(8, LENGTH, seed=1))
+    with model.recorded() as seen:
+        for seed in (0, 1):
+            model(tiny_tokens(3, LENGTH, seed=seed))
+    assert all(c.part is None for c in seen)
+    assert [c.kept.tolist() for c in seen[:4]] == [c.kept.tolist() for c in seen[4:]]
 
 
 class TestRefusals:

@@ -46,7 +46,10 @@ class Batch:
     """The MLP's channels are to be chosen anew though the sequences go on."""
     scratch: dict[int, Scratch] = field(default_factory=dict)
     """Places for compact weights, by layer; under -1 the one that layers share."""
-    shared: bool = False
+    low: bool = False
+    """All layers share one."""
+    cached: bool = False
+    """A key-value cache goes with this batch: its choice will be used again."""
     entering: Float[Tensor, "batch token hidden"] | None = None
     """The residual stream in front of the current layer."""
     between: Float[Tensor, "batch token hidden"] | None = None
@@ -69,9 +72,14 @@ class Batch:
         earlier = self.earlier if half == "attention" else self.entering
         return (own, True) if earlier is None else (earlier, False)
 
-    def place(self, layer: int) -> tuple[Scratch, bool]:
-        """Where the compact weights of a layer go, and whether other layers use the same place."""
-        return self.scratch.setdefault(-1 if self.shared else layer, Scratch()), self.shared
+    def place(self, layer: int, *, fixed: bool) -> tuple[Scratch, bool]:
+        """Where the compact weights of a layer go, and whether other layers use the same place.
+
+        A choice for this batch alone takes no memory of its own; what is the same for every batch, or goes with a cache, is copied
+        once.
+        """
+        shared = self.low or not (fixed or self.cached)
+        return self.scratch.setdefault(-1 if shared else layer, Scratch()), shared
 
     def note(self, chosen: Chosen) -> None:
         """Remember whether a choice was founded on numbers. Looked at after the pass, as looking waits for the device."""

@@ -15,7 +15,8 @@ from secateur.runtime.ahead import Ahead
 from secateur.runtime.batch import Batch, Chosen
 from secateur.runtime.compact import Rows, Weights, mentions
 from secateur.runtime.history import History
-from secateur.runtime.probe_pruning import Probe, ProbePruning
+from secateur.runtime.probe import Probe
+from secateur.runtime.probe_pruning import ProbePruning
 from secateur.runtime.scoring import Reading, best, fused, probe_square, remembered, scores
 from secateur.runtime.selection import Part, select
 
@@ -113,7 +114,7 @@ class Half:
         if kept is None or (self.shape.unit == "ffn" and batch.due):
             kept = self.choose(batch, args, kwargs)
             batch.choice.kept[key] = kept
-        scratch, shared = batch.place(self.number)
+        scratch, shared = batch.place(self.number, fixed=self.fixed is not None and kept is self.fixed[2].kept)
         if not self.weights.holds(kept, scratch, shared=shared):
             self.weights.load(kept, scratch)
             self._compensate(kept, batch.state.histories.get(key))
@@ -125,7 +126,11 @@ class Half:
         """The units that this batch keeps."""
         key = (self.number, self.shape.name)
         history, probe = batch.state.histories.get(key), self.how.probe
-        if probe is None or self.shape.name not in self.how.probed:
+        if (
+            probe is None
+            or self.shape.name not in self.how.probed
+            or (history is not None and not self.pays(batch.shape, probe))
+        ):
             assert history is not None
             if self.fixed is None or self.fixed[0] is not history or history.changes != self.fixed[1]:
                 score = scores(remembered(history, self.how), self.reading, self.how.metric)
@@ -138,6 +143,15 @@ class Half:
             chosen = Chosen(*key, part, score, best(score, self.shape.count, self.shape.groups))
         batch.note(chosen)
         return chosen.kept
+
+    def pays(self, shape: tuple[int, int], probe: Probe) -> bool:
+        """Whether a batch of that shape is worth a probe."""
+        batch, length = shape
+        total = sum(source.numel() for source, _, _ in self.weights.sources.values())
+        return self.how.cost.pays(
+            batch=batch, length=length, probe=probe, ahead=total - self.source.numel(),
+            kept=self.shape.count * self.shape.groups / self.shape.units, total=total, item=self.source.element_size(),
+        )  # fmt: skip
 
     def _probed(
         self, batch: Batch, probe: Probe, history: History | None, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -30,7 +30,8 @@ class Probed:
     """Works in place of the model: `generate`, calls and every other attribute are the model's own, whose layers are pruned.
 
     `state` is what is remembered between batches; `widths` what stays of each layer. `memory="low"` has one place for compact
-    weights, which the layers fill in turn, at every step; "kept" one for each layer, so that generation copies them once.
+    weights, which the layers fill in turn, at every step; "kept" one for each layer that is used again: in generation, and where
+    the history chooses.
     `rechoose`: MLP channels are chosen again after so many generated tokens.
     """
 
@@ -124,6 +125,7 @@ class Probed:
             cache = next((c for c in (*args, *kwargs.values()) if hasattr(c, "get_seq_length")), None)
             if cache is not None:
                 setattr(cache, TAG, batch.choice)
+                batch.cached = True
             return small(*args, **kwargs) if small is not None else dense(*args, **kwargs)
 
         def between(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -169,7 +171,7 @@ class Probed:
         due = self.rechoose is not None and choice.steps > 0 and choice.steps % self.rechoose == 0
         self._batch = Batch(
             shape=(batch, length), valid=valid, choice=choice, state=self.state, fresh=fresh, due=due, scratch=self._scratch,
-            shared=self.memory == "low", record=self._record,
+            low=self.memory == "low", record=self._record,
         )  # fmt: skip
 
     def _needs_history(self) -> None:
@@ -222,6 +224,13 @@ class Probed:
             yield
         finally:
             self._idle = False
+
+    def compile(self, **options: Any) -> "Probed":
+        """Compile the pruned halves with `torch.compile(**options)`. Choosing stays outside, and copies into tensors that do not
+        change their place or shape: no batch compiles anew for what it keeps."""
+        for half in self._halves.values():
+            half.entry.inner = torch.compile(half.entry.inner, **options)  # type: ignore[assignment]
+        return self
 
     @contextmanager
     def recorded(self) -> "Iterator[list[Chosen]]":

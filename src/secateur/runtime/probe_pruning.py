@@ -12,41 +12,15 @@ the default is what serves: history for each channel and not for each position, 
 number of probed tokens, below which the probe says less than the history.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from secateur.errors import UserError
+from secateur.runtime.cost import Cost
+from secateur.runtime.probe import Probe
 
 Attention = Literal["kv", "group", "heads", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """Which part of a batch runs ahead.
-
-    `tokens`, `samples`: fractions of the positions and of the samples. `least`: tokens (positions times samples) that a probe
-    has at least, where the batch has as many; `most`: the fraction of the batch's tokens that it has at most, but for `least`.
-    The paper's probe has half of the positions even where there is one sample, which costs more than it saves. `first`: a probe
-    of at most so many positions holds position 0. `order`: what is chosen first, the other among its tokens alone. `rank`: by
-    the norm of the residual stream, of the block's normalised input, or evenly spread whatever they hold. `stream`: the states
-    that are probed are the block's own, or those one block earlier (which a second stream could run ahead of time).
-    """
-
-    tokens: float = 0.5
-    samples: float = 0.05
-    least: int = 64
-    most: float = 0.025
-    first: int = 0
-    order: Literal["tokens", "samples"] = "tokens"
-    rank: Literal["residual", "normed", "even"] = "residual"
-    stream: Literal["own", "earlier"] = "own"
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "samples", "most"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"the probe's fraction of {name} is {getattr(self, name)}. Allowed: above 0, at most 1.")
-        if self.least < 1 or self.first < 0:
-            raise UserError(f"least={self.least}, first={self.first}. Allowed: least from 1, first from 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +33,8 @@ class ProbePruning:
     score of c and the output matrix. `attention`: what leaves there: whole key-value heads; query heads, as many in each
     key-value head's group; query heads wherever they are (keys and values are then gathered once for each head that reads them);
     or nothing. `mlp`: whether channels leave. `compensate`: "mean" puts the mean of what was dropped into the output. `ema`: the
-    weight of the past when the history is updated online; None freezes it. `keep_first`: layers that stay dense.
+    weight of the past when the history is updated online; None freezes it. `keep_first`: layers that stay dense. `cost`: where a
+    probe does not pay (few tokens), the history chooses, if there is one.
     `share_ratio`: "paper" prunes the other layers more for these, rounds down to whole heads, and channels up to
     `round_to`; "plain" prunes every layer that is pruned by the ratio itself, to the nearest count.
     """
@@ -76,6 +51,7 @@ class ProbePruning:
     compensate: Literal["none", "mean"] = "mean"
     ema: float | None = None
     keep_first: int = 0
+    cost: Cost = field(default_factory=Cost)
     share_ratio: Literal["plain", "paper"] = "plain"
     round_to: int = 1
 
@@ -103,4 +79,5 @@ class ProbePruning:
         return cls(
             probe=probe or Probe(least=2, most=1.0, first=10), history="position", attention=attention, compensate="none", ema=0.99,
             keep_first=keep_first, share_ratio="paper", round_to=round_to, probed=("attention", "mlp"),
+            cost=Cost(share=math.inf),
         )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from secateur.runtime.probe_pruning import Probe
+from secateur.runtime.probe import Probe
 
 
 class Part(NamedTuple):
