@@ -55,15 +55,15 @@ def _shown(found: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         {
             **{name: row[name] for name in ("batch", "seq_len", "phase", "model")},
-            "ms": _spread(row, "seconds", 1000),
+            "ms": _spread(row, "seconds", 1000.0),
             "tokens/s": f"{row['tokens_per_second']:,.0f}",
             "speedup": _spread(row, "speedup") if "speedup" in row else "",
         }
         for row in found.get("cells", [])
     ]
-    return {**found, **({"cells": rows} if rows else {}), "not_faster": tuple(found.get("not_faster", ()))}
+    return {name: value for name, value in {**found, "cells": rows}.items() if value != []}
 
 
-def _spread(row: Mapping[str, Any], name: str, factor: float = 1) -> str:
+def _spread(row: Mapping[str, Any], name: str, factor: float = 1.0) -> str:
     middle, least, most = (f"{row[key] * factor:,.2f}" for key in (name, f"{name}_least", f"{name}_most"))
     return f"{middle} ({least}..{most})"

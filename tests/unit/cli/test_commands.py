@@ -296,7 +296,9 @@ def test_a_benchmark_is_a_table(recipe: Install) -> None:
         for end in ("", "_least", "_most")
     }  # fmt: skip
     recipe("bench", answer={"cells": [row], "not_faster": ["dynamic is not faster"], "runs": 5})
-    shown = run("bench", "m", "--dynamic", "0.4").stdout
+    done = run("bench", "m", "--dynamic", "0.4")
+    assert done.exit_code == 0, done.exception
+    shown = done.stdout
     assert "not faster  dynamic is not faster" in shown
     assert "250.00 (250.00..250.00)  64" in shown and "0.50 (0.50..0.50)" in shown
 
