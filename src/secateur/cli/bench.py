@@ -65,5 +65,10 @@ def _shown(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spread(row: Mapping[str, Any], name: str, factor: float = 1.0) -> str:
-    middle, least, most = (f"{row[key] * factor:,.2f}" for key in (name, f"{name}_least", f"{name}_most"))
+    middle, least, most = (_digits(row[key] * factor) for key in (name, f"{name}_least", f"{name}_most"))
     return f"{middle} ({least}..{most})"
+
+
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
