@@ -20,6 +20,7 @@ from secateur.calibration.blocks import draw_blocks, windows
 from secateur.calibration.text import read_text
 from secateur.calibration.tokens import tokenise
 from secateur.recipes.demo import default_model
+from secateur.runtime.model import Probed
 from tests.recipes.refusal import command, refused_eval
 from tests.recipes.tiny_checkpoint import text_beside, tiny_text
 
@@ -207,14 +208,19 @@ class TestBench:
 
     def test_a_smaller_model_that_is_not_faster_is_named(self, checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("secateur.recipes.bench._peak", lambda *_: "")
+        slow = {Probed: (0.02, 0.0)}
+        monkeypatch.setattr("secateur.evaluation.speed.time_once", lambda model, *_: slow.get(type(model), (0.01, 0.0)))
         model = checkpoint("llama")
         options: dict[str, Any] = {"batch": "1", "seq_len": "4", "new_tokens": 0, "runs": 1}
-        found = result("bench", str(model), dynamic=0.4, samples=2, **options)  # a probe costs more than all of this model
-        (told,) = found["not_faster"]
-        assert told.startswith("dynamic is not faster in prefill at batch 1 x 4: 0.")
+        found = result("bench", str(model), dynamic=0.4, samples=2, **options)
+        assert found["not_faster"] == [
+            "dynamic is not faster in prefill at batch 1 x 4: 0.50 times as fast (0.50 to 0.50)"
+        ]  # fmt: skip
         assert "random token ids" in found["calibration"] and "nothing of quality" in found["calibration"]
         assert [c["phase"] for c in found["cells"]] == ["prefill"] * 2
         assert result("bench", str(model), str(model), **options)["not_faster"] == []  # it is no smaller
+        slow[Probed] = (0.005, 0.0)
+        assert result("bench", str(model), dynamic=0.4, samples=2, **options)["not_faster"] == []
 
     def test_calibrated_on_a_text_and_as_published(self, checkpoint: Make) -> None:
         model = checkpoint("llama", num_hidden_layers=5)
