@@ -15,6 +15,7 @@ from secateur.reporter import Quiet, Reporter
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from secateur.dynamic_settings import Attention
     from secateur.recipes.evaluate import EvalResult
     from secateur.recipes.prune import Forecast, PruneResult
     from secateur.runtime.model import Memory, Probed
@@ -55,7 +56,8 @@ class PruneOptions(TypedDict, total=False):
 
 
 class EvalOptions(TypedDict, total=False):
-    """The fields of `secateur.settings.EvalSettings`, all with a default."""
+    """The fields of `secateur.dynamic_settings.ProbedEvalSettings`, all with a default; those from `dynamic` on are for a
+    checkpoint that is probed."""
 
     text: str | None
     seq_len: int
@@ -65,6 +67,16 @@ class EvalOptions(TypedDict, total=False):
     device: str
     dtype: "Dtype"
     trust_remote_code: bool
+    dynamic: float | None
+    batch: int
+    state: str | PathLike[str] | None
+    attention: "Attention | None"
+    paper: bool
+    memory: "Memory"
+    calibration: str | None
+    allow_overlap: bool
+    samples: int
+    seed: int
 
 
 @overload
@@ -102,21 +114,26 @@ def evaluate(
     report: Reporter | None = None,
     **options: Unpack[EvalOptions],
 ) -> "EvalResult":
-    """Measure a model's perplexity with one layer in memory at a time.
+    """Measure a model's perplexity with one layer in memory at a time; with `dynamic`, whole, and pruned anew for each batch.
 
     `model` is a directory, a hub id, or a Hugging Face model in memory, which needs its `tokenizer` beside it and is walked where
-    and in the type that it is. The options are those of `secateur eval` and the fields of `secateur.settings.EvalSettings`.
-    Raises `UserError` for a setting or an input that cannot be used.
+    and in the type that it is. The options are those of `secateur eval` and the fields of `secateur.settings.EvalSettings`;
+    for a checkpoint, those of `secateur.dynamic_settings.ProbedEvalSettings` too. Raises `UserError` for a setting or an input that
+    cannot be used.
     """
-    from secateur.settings import EvalSettings
-
     if isinstance(model, (str, PathLike)):
         if tokenizer is not None:
             raise UserError("a tokenizer was given with a model on disk, which brings its own. Leave out `tokenizer`.")
-        settings = EvalSettings(model=fspath(model), **_spelled(options))
+        from secateur.dynamic_settings import ProbedEvalSettings
+
+        settings = ProbedEvalSettings(model=fspath(model), **_spelled(options))
+        if settings.dynamic is not None:
+            from secateur.recipes.evaluate_probed import evaluate_probed
+
+            return evaluate_probed(settings, report or Quiet())
         from secateur.recipes.evaluate import evaluate as run
 
-        return run(settings, report or Quiet())
+        return run(settings.plain(), report or Quiet())
     for name in ("device", "dtype", "trust_remote_code"):
         if name in options:
             raise UserError(f"{name!r} has no effect on a model in memory. Move or convert the model itself, and leave it out.")
@@ -125,6 +142,7 @@ def evaluate(
             "a model in memory was given without its tokenizer. Give `tokenizer=AutoTokenizer.from_pretrained(...)`."
         )
     from secateur.recipes.evaluate import evaluate_module
+    from secateur.settings import EvalSettings
 
     named = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
     return evaluate_module(model, tokenizer, EvalSettings(model=named, **_spelled(options)), report or Quiet())

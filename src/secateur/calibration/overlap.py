@@ -67,9 +67,13 @@ def overlap(evaluated: Int[Tensor, " token"], text: Int[Tensor, " calibration"],
 
 
 def check_overlap(
-    found: Overlap, evaluated: Int[Tensor, " token"], tokenizer: Any, *, calibration: str, evaluation: str
-) -> None:
-    """Raise `UserError` if more than `ALLOWED` of the evaluated shingles are in the calibration text. The names are the texts'."""
+    found: Overlap, evaluated: Int[Tensor, " token"], tokenizer: Any, *, calibration: str, evaluation: str,
+    option: str = "--eval",
+) -> None:  # fmt: skip
+    """Raise `UserError` if more than `ALLOWED` of the evaluated shingles are in the calibration text. The names are the texts'.
+
+    `option`: what the evaluation text was given by.
+    """
     if found.fraction <= ALLOWED:
         return
     assert found.example is not None
@@ -77,8 +81,8 @@ def check_overlap(
     raise UserError(
         f"the text to evaluate on ({evaluation}) overlaps with the calibration text ({calibration}): {found.fraction:.1%} of its "
         f"runs of {SHINGLE} tokens occur there too, the first at token {found.example:,}: {shown[:SNIPPET]!r}. The perplexity "
-        f"would be of text that the model was fitted to. At most {ALLOWED:.0%} is allowed: give --eval a text that "
-        f"--calibration does not hold, or leave --eval out (a part of the calibration text is then held out), or allow it with "
+        f"would be of text that the model was fitted to. At most {ALLOWED:.0%} is allowed: give {option} a text that "
+        f"--calibration does not hold, or leave {option} out (a part of the calibration text is then held out), or allow it with "
         f"--allow-overlap, and the result says so."
     )
 

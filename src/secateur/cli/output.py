@@ -42,6 +42,10 @@ class Output:
         else:
             Console().print(render(title, result))
 
+    def tell(self, title: str, facts: Mapping[str, Any]) -> None:
+        """What a person may want to know beside an answer that is all there is on stdout."""
+        Console(stderr=True).print(render(title, facts))
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, UserError):
             self._fail(str(error))

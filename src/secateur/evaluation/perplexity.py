@@ -53,6 +53,24 @@ def measure(walk: Walk, ids: Int[Tensor, "window token"], *, spill: bool = False
             scored = logits[:, : targets.shape[1]].float()  # nothing follows a window's last token
             loss = F.cross_entropy(scored.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
             total[first : first + len(logits)] += loss.double().sum(1).cpu()
+    return _summary(total, ids)
+
+
+@torch.no_grad()
+def measure_whole(model: Any, ids: Int[Tensor, "window token"], *, batch: int, track: Track | None = None) -> Perplexity:
+    """The same of a model in memory, called with `batch` windows at a time."""
+    total = torch.zeros(len(ids), dtype=torch.float64)
+    starts = range(0, len(ids), batch)
+    for start in track(starts, len(starts)) if track else starts:
+        windows = ids[start : start + batch].to(model.device)
+        logits = model(windows, use_cache=False).logits
+        for number, (scored, targets) in enumerate(zip(logits, windows, strict=True), start=start):
+            loss = F.cross_entropy(scored[:-1].float(), targets[1:], reduction="none")
+            total[number] = loss.double().sum().cpu()
+    return _summary(total, ids)
+
+
+def _summary(total: Float[Tensor, " window"], ids: Int[Tensor, "window token"]) -> Perplexity:
     each = total / (ids.shape[1] - 1)
     spread = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else math.nan
     return Perplexity(mean=float(each.mean()), stderr=spread, predicted=len(ids) * (ids.shape[1] - 1), windows=each)

@@ -15,7 +15,9 @@ from secateur.plan import RECORD, read_record
 from secateur.streaming.checkpoint import Checkpoint, locate
 
 
-def load(model: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
+def load(
+    model: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> Any:
     """A model directory (or hub id) as a `PreTrainedModel` in evaluation mode; unequal layers included.
 
     A directory that `AutoModelForCausalLM.from_pretrained` loads is given to it. Raises `UserError` if it is neither.
@@ -25,9 +27,11 @@ def load(model: str | Path, *, dtype: torch.dtype | None = None, device: torch.d
     directory = locate(str(model))
     record = read_record(directory)
     if record is not None and not record["stock"]:
-        return _unequal(Checkpoint.open(directory, dtype=dtype)).to(device).eval()
+        return _unequal(Checkpoint.open(directory, dtype=dtype, trust_remote_code=trust_remote_code)).to(device).eval()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto", trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype or "auto", trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # of every library that has a part in it
         why = " ".join(str(error).split())[:500].rstrip(".!")
         raise UserError(

@@ -71,6 +71,7 @@ class History:
         for table, total in ((self.square, square), (self.mean, mean)):
             table[known] += ((total - new[:, None] * table[known]) / seen).to(table.dtype)
 
+    @torch.no_grad()
     def follow(
         self,
         x: Float[Tensor, "batch token kept"],

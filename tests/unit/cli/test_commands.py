@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,21 +16,31 @@ from typer.testing import CliRunner, Result
 
 from secateur.api import EvalOptions, PruneOptions
 from secateur.cli.app import app
+from secateur.cli.bench import bench
 from secateur.cli.evaluate import evaluate
+from secateur.cli.generate import generate
 from secateur.cli.prune import prune
+from secateur.dynamic_settings import BenchSettings, GenerateSettings, ProbedEvalSettings
 from secateur.errors import UserError
 from secateur.reporter import Reporter
 from secateur.settings import EvalSettings, PruneSettings, Settings
 from secateur.version import __version__
 
 MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
+PROBING = {
+    "--dynamic", "--state", "--attention", "--paper", "--memory", "--rechoose", "--calibration", "--samples", "--seed",
+}  # fmt: skip
 FLAGS = {
     "prune": MACHINE | {
         "--out", "--ratio", "--target-params", "--target-size", "--effort", "--method", "--gradient", "--compensate", "--allocation",
         "--axes", "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples",
         "--seq-len", "--seed", "--run-dir", "--resume", "--force", "--dry-run", "--json",
     },
-    "eval": MACHINE | {"--text", "--seq-len", "--max-tokens", "--bos", "--json"},
+    "eval": MACHINE | (PROBING - {"--rechoose"}) | {
+        "--text", "--seq-len", "--max-tokens", "--bos", "--batch", "--allow-overlap", "--json",
+    },
+    "generate": (MACHINE - {"--max-memory"}) | PROBING | {"--prompt", "--max-new-tokens", "--seq-len", "--save-state", "--json"},
+    "bench": (MACHINE - {"--max-memory"}) | PROBING | {"--batch", "--seq-len", "--new-tokens", "--runs", "--json"},
     "inspect": {"--trust-remote-code", "--json"},
     "ls": {"--json"},
     "demo": {"--json"},
@@ -93,7 +104,7 @@ def test_flags_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "settings", "options"), [(prune, PruneSettings, PruneOptions), (evaluate, EvalSettings, EvalOptions)]
+    ("command", "settings", "options"), [(prune, PruneSettings, PruneOptions), (evaluate, ProbedEvalSettings, EvalOptions)]
 )
 def test_flags_settings_and_keywords_agree(command: Callable[..., None], settings: type[Settings], options: Any) -> None:
     given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model")}
@@ -124,7 +135,9 @@ def test_no_torch_before_it_is_needed(arguments: list[str]) -> None:
 
 def test_the_package_imports_no_torch() -> None:
     done = python("import sys, secateur; print(secateur.UserError.__name__, sorted(dir(secateur)), 'torch' in sys.modules)")
-    assert done.stdout.strip() == "UserError ['UserError', '__version__', 'evaluate', 'load', 'prune'] False"
+    assert done.stdout.strip() == (
+        "UserError ['Probe', 'ProbePruning', 'State', 'UserError', '__version__', 'evaluate', 'load', 'probe', 'prune'] False"
+    )
 
 
 def test_version() -> None:
@@ -190,6 +203,106 @@ def test_eval_passes_every_option(recipe: Install) -> None:
     assert called.calls[0][0][0] == EvalSettings(model="m", text="t.txt", seq_len=64, max_tokens=1000, bos="each", dtype="fp32")
 
 
+def test_eval_of_a_probed_model_passes_every_option(recipe: Install) -> None:
+    plain, called = recipe("evaluate"), recipe("evaluate_probed")
+    options = [
+        "--dynamic",
+        "0.4",
+        "--batch",
+        "3",
+        "--attention",
+        "heads",
+        "--paper",
+        "--memory",
+        "low",
+        "--calibration",
+        "c.txt",
+    ]
+    done = run("eval", "m", "--text", "t.txt", *options, "--allow-overlap", "--samples", "9", "--seed", "2")
+    assert done.exit_code == 0, done.output
+    assert called.calls[0][0][0] == ProbedEvalSettings(
+        model="m", text="t.txt", dynamic=0.4, batch=3, attention="heads", paper=True, memory="low", calibration="c.txt",
+        allow_overlap=True, samples=9, seed=2,
+    )  # fmt: skip
+    assert not plain.calls
+
+
+def test_generate_passes_every_option(recipe: Install) -> None:
+    called = recipe("generate")
+    options = {
+        "max-new-tokens": "3", "dynamic": "0.4", "save-state": "s", "attention": "none", "memory": "low", "rechoose": "5",
+        "calibration": "c.txt", "samples": "9", "seq-len": "7", "seed": "2", "device": "cuda:1", "dtype": "bf16",
+    }  # fmt: skip
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    done = run("generate", "m", "--prompt", "a", "--prompt", "b", *flags, "--paper", "--trust-remote-code")
+    assert done.exit_code == 0, done.output
+    settings = called.calls[0][0][0]
+    assert settings == GenerateSettings(
+        model="m", prompt=("a", "b"), max_new_tokens=3, dynamic=0.4, save_state=Path("s"), attention="none", memory="low",
+        rechoose=5, calibration="c.txt", samples=9, seq_len=7, seed=2, device="cuda:1", dtype="bf16", paper=True,
+        trust_remote_code=True,
+    )  # fmt: skip
+
+
+def test_bench_passes_every_option(recipe: Install) -> None:
+    called = recipe("bench")
+    options = {
+        "batch": "1,20", "seq-len": "16, 128", "new-tokens": "0", "runs": "3", "dynamic": "0.4", "state": "s", "attention": "none",
+        "memory": "low", "rechoose": "5", "device": "cuda:1", "dtype": "bf16",
+    }  # fmt: skip
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    done = run("bench", "m", "o", *flags, "--paper", "--trust-remote-code")
+    assert done.exit_code == 0, done.output
+    settings = called.calls[0][0][0]
+    assert settings == BenchSettings(
+        model="m", other="o", batch=(1, 20), seq_len=(16, 128), new_tokens=0, runs=3, dynamic=0.4, state=Path("s"),
+        attention="none", memory="low", rechoose=5, device="cuda:1", dtype="bf16", paper=True, trust_remote_code=True,
+    )  # fmt: skip
+    assert BenchSettings(**settings.to_json()) == settings  # as the process that measures memory is told
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"), [(generate, GenerateSettings), (bench, BenchSettings)], ids=["generate", "bench"]
+)
+def test_flags_and_settings_of_probing_agree(command: Callable[..., None], settings: type[Settings]) -> None:
+    given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model", "prompt")}
+    assert given.keys() == settings.model_fields.keys() - {"model", "prompt"}
+    needed: Any = {"prompt": "p"} if settings is GenerateSettings else {"dynamic": 0.4}
+    assert settings(model="m", **{**given, **needed}) == settings(model="m", **needed)
+
+
+@pytest.mark.parametrize("arguments", [["eval", "m"], ["generate", "m", "--prompt", "p"], ["bench", "m", "o"]])
+@pytest.mark.parametrize(
+    "given", [["--paper"], ["--state", "s"], ["--calibration", "c"], ["--attention", "kv"], ["--memory", "low"]]
+)
+def test_what_only_probing_uses_is_refused_without_it(arguments: list[str], given: list[str]) -> None:
+    done = run(*arguments, *given)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {given[0].removeprefix('--')} = ")
+    assert "has no effect without `dynamic`" in done.stderr
+
+
+def test_the_text_is_all_there_is_on_stdout(recipe: Install) -> None:
+    one = {"prompt": "Once", "text": " upon a [time]", "new_tokens": 3}
+    recipe("generate", answer={"completions": [one, {**one, "prompt": "Twice"}], "tokens_per_second": 7.5})
+    done = run("generate", "m", "--prompt", "Once", "--prompt", "Twice")
+    assert done.stdout == "Once upon a [time]\n\nTwice upon a [time]\n"
+    assert "tokens per second  7.5" in done.stderr
+
+
+def test_a_benchmark_is_a_table(recipe: Install) -> None:
+    row = {"batch": 1, "seq_len": 16, "phase": "prefill", "model": "dynamic"} | {
+        f"{name}{end}": value for name, value in (("seconds", 0.25), ("tokens_per_second", 64.0), ("speedup", 0.5))
+        for end in ("", "_least", "_most")
+    }  # fmt: skip
+    recipe("bench", answer={"cells": [row], "not_faster": ["dynamic is not faster"], "runs": 5})
+    done = run("bench", "m", "--dynamic", "0.4")
+    assert done.exit_code == 0, done.exception
+    shown = done.stdout
+    assert "not faster  dynamic is not faster" in shown
+    assert "250 (250..250)  64" in shown and "0.50 (0.50..0.50)" in shown
+
+
 def test_inspect_passes_its_option(recipe: Install) -> None:
     called = recipe("inspect")
     assert run("inspect", "dir", "--trust-remote-code").exit_code == 0
@@ -204,6 +317,7 @@ def test_inspect_passes_its_option(recipe: Install) -> None:
         (["eval", "m"], "evaluate"),
         (["inspect", "m"], "inspect"),
         (["demo"], "demo"),
+        (["bench", "m", "o"], "bench"),
     ],
 )
 class TestEveryCommand:

@@ -73,3 +73,9 @@ def test_fluctuation_is_the_variance():
     history = History.empty(CHANNELS, None, CPU)
     history.add(x, None)
     torch.testing.assert_close(history.fluctuation(), x.double().flatten(0, 1).var(0, unbiased=False), rtol=1e-9, atol=1e-12)
+
+
+def test_online_remembers_numbers_and_no_graph():
+    history = History.empty(CHANNELS, 7, CPU)
+    history.follow(tokens(3, 7, 0)[0].requires_grad_(), torch.arange(CHANNELS), None, 0.9)
+    assert not any(table.requires_grad for table in history.tensors().values())

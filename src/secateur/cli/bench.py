@@ -1,0 +1,74 @@
+"""`secateur bench`: how fast, and in how much memory."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from secateur.cli.options import Device, Dtype, Json, Model, TrustRemoteCode
+from secateur.cli.output import Output
+from secateur.cli.probing import Attention, Calibration, Dynamic, Memory, Paper, Rechoose, Samples, Seed, State
+
+Other = Annotated[str | None, Argument(metavar="OTHER", help="Another checkpoint to compare it with.", show_default=False)]
+Batch = Annotated[str, Option(help="Numbers of sequences.")]
+SeqLen = Annotated[str, Option(help="Numbers of tokens in each.")]
+NewTokens = Annotated[int, Option(help="Tokens to decode after each; 0 leaves decoding out.")]
+Runs = Annotated[int, Option(help="Timed runs of each model and shape, after one that does not count.")]
+
+
+def bench(
+    model: Model,
+    other: Other = None,
+    batch: Batch = "1,4,20",
+    seq_len: SeqLen = "16,128,512",
+    new_tokens: NewTokens = 64,
+    runs: Runs = 5,
+    dynamic: Dynamic = None,
+    state: State = None,
+    attention: Attention = None,
+    paper: Paper = False,
+    memory: Memory = "kept",
+    rechoose: Rechoose = None,
+    calibration: Calibration = None,
+    samples: Samples = 8,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Time a model against another, or against itself probed, in turns on random tokens."""
+    options = {**locals()}
+    del options["json"]
+    with Output(json) as output:
+        from secateur.dynamic_settings import BenchSettings
+
+        settings = BenchSettings(**options)
+        from secateur.recipes.bench import bench as run
+
+        found = run(settings, output.reporter).to_json()
+        output.show("Benchmark", found if json else _shown(found))
+
+
+def _shown(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The medians, with least and most behind them where they matter."""
+    rows = [
+        {
+            **{name: row[name] for name in ("batch", "seq_len", "phase", "model")},
+            "ms": _spread(row, "seconds", 1000.0),
+            "tokens/s": f"{row['tokens_per_second']:,.0f}",
+            "speedup": _spread(row, "speedup") if "speedup" in row else "",
+        }
+        for row in found.get("cells", [])
+    ]
+    return {name: value for name, value in {**found, "cells": rows}.items() if value != []}
+
+
+def _spread(row: Mapping[str, Any], name: str, factor: float = 1.0) -> str:
+    middle, least, most = (_digits(row[key] * factor) for key in (name, f"{name}_least", f"{name}_most"))
+    return f"{middle} ({least}..{most})"
+
+
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

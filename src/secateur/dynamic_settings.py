@@ -1,0 +1,131 @@
+"""What a person can choose of a model that is pruned anew for each batch: to generate, to evaluate, to time. Never imports torch."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from secateur.errors import UserError
+from secateur.settings import Device, Dtype, EvalSettings, FilePath, Settings
+
+Attention = Literal["kv", "group", "heads", "none"]
+Memory = Literal["kept", "low"]
+
+
+def _listed(value: Any) -> Any:
+    """Whole numbers from text such as `1,4,20`; what is none of these is left for the settings to refuse."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(int(part) if part.isdecimal() else part for part in parts)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed), Field(min_length=1)]
+Prompts = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value),
+    Field(min_length=1),
+]
+
+
+class Probing(Settings):
+    """How a model is probed, and what it knows before the first batch: a saved state, or what it is calibrated on.
+
+    An option that would have no effect is refused: those in `alone` without `dynamic`, those in `drawn` beside a `state`.
+    """
+
+    alone: ClassVar[tuple[str, ...]] = ("state", "calibration", "samples", "attention", "paper", "memory")
+    drawn: ClassVar[tuple[str, ...]] = ("calibration", "samples", "seed")
+
+    dynamic: float | None = Field(
+        default=None, ge=0, lt=1, allow_inf_nan=False,
+        description="the fraction of the blocks' parameters that each batch leaves out, from 0 and below 1",
+    )  # fmt: skip
+    state: FilePath | None = Field(default=None, description="a file that --save-state or `state.save(path)` wrote")
+    calibration: str | None = Field(default=None, description="a text file or a preset")
+    samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="an integer from 0")
+    attention: Attention | None = Field(default=None, description="None: `kv`, or `heads` with `paper`")
+    paper: bool = False
+    memory: Memory = "kept"
+
+    @model_validator(mode="after")
+    def _in_effect(self) -> "Probing":
+        if self.dynamic is None:
+            self._refuse(self.alone, "without `dynamic`, the fraction that each batch leaves out", "Give that too")
+        elif self.state is not None:
+            self._refuse(self.drawn, f"with state = {str(self.state)!r}, which is calibrated already", "Leave out the state")
+        return self
+
+    def _refuse(self, names: tuple[str, ...], why: str, advice: str) -> None:
+        for name in names:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                shown = str(value) if name in ("state", "save_state") else value
+                raise UserError(f"{name} = {shown!r} has no effect {why}. {advice}, or leave out {name}.")
+
+
+class GenerateSettings(Probing):
+    """Greedy continuations of prompts, which make one batch. `seq_len`: tokens of a calibration sequence."""
+
+    alone: ClassVar[tuple[str, ...]] = (*Probing.alone, "seed", "seq_len", "save_state", "rechoose")
+    drawn: ClassVar[tuple[str, ...]] = (*Probing.drawn, "seq_len", "save_state")
+
+    model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
+    prompt: Prompts = Field(description="a text that is not empty, or several")
+    max_new_tokens: int = Field(default=64, ge=1, description="a number of tokens, 1 or more")
+    seq_len: int = Field(default=128, ge=2, description="tokens of a calibration sequence, 2 or more")
+    save_state: FilePath | None = Field(default=None, description="a file to write")
+    rechoose: int | None = Field(default=None, ge=1, description="a number of tokens, 1 or more")
+    device: Device = "cpu"
+    dtype: Dtype = "auto"
+    trust_remote_code: bool = False
+
+
+class ProbedEvalSettings(Probing, EvalSettings):
+    """A perplexity measurement, of a probed model where `dynamic` is given: windows in batches of `batch`."""
+
+    alone: ClassVar[tuple[str, ...]] = (*Probing.alone, "seed", "batch", "allow_overlap")
+    drawn: ClassVar[tuple[str, ...]] = (*Probing.drawn, "allow_overlap")
+
+    batch: int = Field(default=20, ge=1, description="a number of windows, 1 or more")
+    allow_overlap: bool = False
+
+    @model_validator(mode="after")
+    def _not_streamed(self) -> "ProbedEvalSettings":
+        if self.dynamic is not None and self.max_memory is not None:
+            raise UserError(
+                f"max_memory = {self.max_memory!r} has no effect with `dynamic`: a probed model is in memory whole. Leave it out, "
+                "and give memory = 'low' for a smaller peak."
+            )
+        return self
+
+    def plain(self) -> EvalSettings:
+        """What `secateur eval` was always given."""
+        return EvalSettings(**{name: getattr(self, name) for name in EvalSettings.model_fields})
+
+
+class BenchSettings(Probing):
+    """Times of a model against another checkpoint, itself probed, or both, for every batch size and length."""
+
+    alone: ClassVar[tuple[str, ...]] = (*Probing.alone, "rechoose")
+
+    model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
+    other: str | None = Field(default=None, min_length=1, description="a directory with a checkpoint, or a hub id")
+    batch: Sizes = Field(default=(1, 4, 20), description="numbers of sequences, each 1 or more, such as 1,4,20")
+    seq_len: Sizes = Field(default=(16, 128, 512), description="numbers of tokens, each 1 or more, such as 16,128,512")
+    new_tokens: int = Field(default=64, ge=0, description="a number of tokens to decode, or 0 for none")
+    runs: int = Field(default=5, ge=1, description="a number of runs that are timed, 1 or more")
+    samples: int = Field(default=8, ge=1, description="a number of calibration sequences, 1 or more")
+    rechoose: int | None = Field(default=None, ge=1, description="a number of tokens, 1 or more")
+    device: Device = "cpu"
+    dtype: Dtype = "auto"
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _two(self) -> "BenchSettings":
+        if self.other is None and self.dynamic is None:
+            raise UserError(
+                "there is one model and nothing to compare it with. Give another checkpoint, or `dynamic`, the fraction that each "
+                "batch of the model itself leaves out, such as 0.4; or both."
+            )
+        return self
