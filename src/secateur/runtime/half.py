@@ -92,15 +92,16 @@ class Half:
             return
         given = getattr(reader, "bias", None)
         self.bias_given: Tensor | None = None if given is None else given.detach()
-        self.bias = self.source.new_zeros(self.source.shape[1]) if given is None else given.detach().clone()
-        reader.bias = nn.Parameter(self.bias, requires_grad=False)
+        bias = self.source.new_zeros(self.source.shape[1]) if given is None else given.detach().clone()
+        reader.bias, self.bias = nn.Parameter(bias, requires_grad=False), bias
 
     def install(self, current: Callable[[], Batch]) -> None:
         """Put this half's entry into the smaller layer, after both halves were made."""
         self.current = current
         owner, _, last = self.shape.block.entry.rpartition(".")
         setattr(self.small.get_submodule(owner), last, self.entry)
-        self.small.get_submodule(self._reader()).register_forward_pre_hook(self._read)
+        if self.how.ema is not None:
+            self.small.get_submodule(self._reader()).register_forward_pre_hook(self._read)
 
     def _reader(self) -> str:
         entry, reader = self.shape.block.entry, self.shape.reader
@@ -186,11 +187,12 @@ class Half:
 
     def _read(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         batch = self.current()
-        if self.how.ema is None or not batch.state.online or not batch.fresh:
+        past = self.how.ema
+        if past is None or not batch.state.online or not batch.fresh:
             return
         key = (self.number, self.shape.name)
         x = args[0].unflatten(0, batch.shape) if args[0].ndim == 2 else args[0]
-        batch.state.histories[key].follow(x, self.channels(batch.choice.kept[key]), batch.valid, self.how.ema)
+        batch.state.histories[key].follow(x, self.channels(batch.choice.kept[key]), batch.valid, past)
 
 
 def _has(layer: nn.Module, name: str) -> bool:
