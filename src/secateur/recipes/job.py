@@ -25,8 +25,8 @@ from secateur.recipes.depth import check_options, layer_scope, leave_whole
 from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import check_length, open_device, open_model
 from secateur.recipes.presets import criterion_of, resolved
-from secateur.recipes.scoring import scoring_peak
 from secateur.recipes.scope import budget_of, leave_units, new_biases, scope_of
+from secateur.recipes.scoring import scoring_peak
 from secateur.recipes.texts import Texts, open_texts
 from secateur.settings import PruneSettings, parse_bytes
 from secateur.streaming.checkpoint import Checkpoint

@@ -205,7 +205,7 @@ class Layer:
         return lack.flatten(0, -2)
 
     def _held(self, a: int, b: int) -> Tensor:
-        """The tokens of a micro-batch that choose ridges: every fourth block's, the last one's of less than four, or its last quarter."""
+        """The tokens of a micro-batch that choose ridges: every fourth block's, the last of two or three, one block's last quarter."""
         blocks, length = self.task.ids.shape
         if blocks == 1:
             return torch.arange(length, device=self.walk.device) >= length - max(length // HELD, 1)
@@ -240,8 +240,9 @@ def layer_weights(binding: Binding, source: Source, sizes: Sizes) -> int:
 def working_bytes(binding: Binding, source: Source, sizes: Sizes) -> int:
     """Memory of a layer while it is refitted, beside the dense layer: the pruned one, and the largest regression.
 
-    Matrices of one block that read the same axes may be one regression, such as q, k and v. It holds two Gram matrices (float32, and half of that more while they become whole), two of inputs with outputs and
-    the change (float64), and one factor (float64).
+    Matrices of one block that read the same axes may be one regression, such as q, k and v. A regression holds two Gram matrices
+    (float32, and half of that more while they become whole), two of inputs with outputs and the change (float64), and one factor
+    (float64).
     """
     together: dict[tuple[str, object], tuple[int, int]] = {}
     for name, spec in binding.layer.items():
