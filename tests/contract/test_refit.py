@@ -1,6 +1,5 @@
 """Contract of the walk that refits: for every family, what it writes is sequential least squares, whatever it is cut into."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from secateur.streaming.tensorfile import TensorFile
 from secateur.streaming.walk import Walk
 from secateur.surgery.rebuild import Rebuild
 from secateur.surgery.refit import Rewritten
-from secateur.surgery.regression import RIDGES, USUAL
+from secateur.surgery.regression import RIDGES
 from secateur.surgery.verify import Verifier
 from secateur.surgery.write import Shards, write
 from tests.contract.masking import Float64, forward, layers_of, logits, masked, naive_mask, sizes_of, specs_of
@@ -183,7 +182,7 @@ def heard(model: nn.Module, module: str) -> Tensor:
     return found[0]
 
 
-@pytest.mark.parametrize(("blocks", "held"), [(9, [3, 7]), (4, [3]), (3, [2]), (2, [1]), (1, [])])
+@pytest.mark.parametrize(("blocks", "held"), [(9, [3, 7]), (4, [3]), (3, [2]), (2, [1])])
 def test_the_ridge_is_chosen_on_every_fourth_block(blocks: int, held: list[int], tmp_path: Path):
     """Seen at the first reader: nothing else has changed before it."""
     model = tiny_model("llama")
@@ -191,14 +190,25 @@ def test_the_ridge_is_chosen_on_every_fourth_block(blocks: int, held: list[int],
     refit = task(ModuleSource.of(model), layers, tmp_path / "run", ids=IDS[:blocks], tokens=24)
     done(refit)
     (note,) = (n for n in refit.report if n["layer"] == 0 and n["module"] == "self_attn.o_proj")
-    if not held:
-        assert note["ridge"] == USUAL and math.isnan(note["error"])  # type: ignore[arg-type]
-        return
-    (weight,) = (p for n, p in layers_of(model)[0].named_parameters() if n == "self_attn.o_proj.weight")
-    mask = naive_mask(specs_of(model)["model.layers.0.self_attn.o_proj.weight"].dims[1], sizes_of(model), layers[0])
-    x = heard(model, "self_attn.o_proj")[:blocks]
-    lack = (x * ~mask) @ weight.detach().T
     chosen = torch.zeros(blocks, 12, dtype=torch.bool)
     chosen[held] = True
+    assert_chosen(note, model, layers, chosen)
+
+
+def test_of_a_single_block_the_last_quarter_chooses_the_ridge(tmp_path: Path):
+    model = tiny_model("llama")
+    layers = kept_of(model, "llama")
+    refit = task(ModuleSource.of(model), layers, tmp_path / "run", ids=IDS[:1])
+    done(refit)
+    (note,) = (n for n in refit.report if n["layer"] == 0 and n["module"] == "self_attn.o_proj")
+    assert_chosen(note, model, layers, torch.arange(12)[None] >= 9)
+
+
+def assert_chosen(note: dict[str, Any], model: nn.Module, layers: Sequence[Kept], chosen: Tensor) -> None:
+    """What is told of the first reader is the error of the chosen tokens: [block, token]."""
+    (weight,) = (p for n, p in layers_of(model)[0].named_parameters() if n == "self_attn.o_proj.weight")
+    mask = naive_mask(specs_of(model)["model.layers.0.self_attn.o_proj.weight"].dims[1], sizes_of(model), layers[0])
+    x = heard(model, "self_attn.o_proj")[: len(chosen)]
+    lack = (x * ~mask) @ weight.detach().T
     errors = held_out_errors(x[..., mask].flatten(0, 1), lack.flatten(0, 1), chosen.flatten(), RIDGES, intercept=False)
     assert note["error"] == pytest.approx(errors[RIDGES.index(note["ridge"])], rel=1e-6)  # type: ignore[arg-type]

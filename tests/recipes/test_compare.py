@@ -16,7 +16,7 @@ from secateur.reporting.plot import compare_plot
 from secateur.runs import RunDirectory
 from tests.recipes.refusal import command, job
 from tests.recipes.test_interrupted import kill
-from tests.recipes.tiny_checkpoint import text_beside
+from tests.recipes.tiny_checkpoint import text_beside, tiny_checkpoint
 
 Make = Callable[..., Path]
 METHODS = "magnitude[compensate=none] flap[compensate=bias,allocation=global] flap"
@@ -121,11 +121,40 @@ def test_a_cell_that_refuses_is_told_and_the_rest_goes_on(model: Path, pruned: l
 
 
 @pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, None),
+        ({"ratios": "0.2,0.3"}, None),
+        ({"methods": "flap"}, "has 1 cells that are not asked for now"),
+        ({"ratios": "0.3"}, "has 2 cells that are not asked for now"),
+        ({"model": "other"}, "is of another model"),
+    ],
+    ids=["the same", "more", "fewer methods", "another ratio", "another model"],
+)
+def test_files_that_lose_cells_are_not_rewritten_unsaid(model: Path, options: dict[str, Any], warned: str | None) -> None:
+    first = {"methods": "magnitude flap", "ratios": "0.2", "seeds": "0"}
+    before = compare(model, **first)
+    if options.get("model"):
+        found = tiny_checkpoint("llama", model.parent / "other", seed=1)
+        done = command("compare", str(found), **asked(model, **first))
+    else:
+        done = command("compare", str(model), **asked(model, **(first | options)))
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stderr.split())
+    assert ("rewritten with this call's entries alone" in said) == (warned is not None)
+    assert (warned or "") in said
+    assert compare(model, **first)["cells"] == before["cells"], "they are remembered"
+
+
+@pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"methods": "flap flpa"}, "'flpa' of --methods cannot be run: unknown method 'flpa'. Did you mean flap?"),
         ({"methods": "flap flap[allocation=globl]"}, "'flap[allocation=globl]' of --methods cannot be run: unknown"),
         ({"methods": "flap[gradient=backprop]"}, "'flap[gradient=backprop]' of --methods cannot be run"),
+        ({"methods": "fats"}, "unknown method 'fats'. Did you mean fast?"),
+        ({"methods": "flpa"}, "; and the efforts fast, balanced, best."),
+        ({"methods": "flap fast:metric=wifn"}, "fast is an effort, and an effort takes no options"),
         ({"methods": "flap flap"}, "given twice"),
         ({"methods": ""}, "methods = '' is not allowed: it must be methods separated by spaces"),
         ({"methods": "flap[compensate=bais]"}, "unknown compensation 'bais'. Did you mean bias?"),

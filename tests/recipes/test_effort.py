@@ -15,7 +15,8 @@ import secateur
 from secateur.cli.app import app
 from secateur.recipes.presets import DEFAULT, EFFORTS, resolved
 from secateur.settings import PruneSettings
-from tests.recipes.refusal import command, job
+from secateur.surgery.sequential import Sequential
+from tests.recipes.refusal import command, job, refused
 from tests.recipes.test_interrupted import kill, model_files
 from tests.recipes.tiny_checkpoint import text_beside
 
@@ -138,6 +139,15 @@ def test_the_ridge_can_be_given_either_way(checkpoint: Make):
     ]
     assert found[0] == found[1]
     assert len({one["model.safetensors"] for one in found}) == 3
+
+
+@pytest.mark.parametrize("ridge", ["-0.5", "-2", "inf", "nan"])
+def test_a_ridge_below_zero_that_is_not_the_sign_to_choose_is_refused(ridge: str, checkpoint: Make):
+    model = checkpoint("llama")
+    message = refused(model, **job(model, compensate=f"sequential:ridge={ridge}"))
+    assert "sequential's ridge is" in message and "or -1 to choose it" in message
+    for allowed in (-1.0, 0.0, 0.5):
+        assert Sequential(ridge=allowed).ridge == allowed
 
 
 def test_a_forecast_counts_the_walk_that_refits(checkpoint: Make):

@@ -37,6 +37,13 @@ def test_the_same_text_for_both_is_refused_and_nothing_was_walked(model: Path) -
     assert statistics(model.parent) == []
 
 
+def test_a_dry_run_looks_at_the_texts_too(model: Path) -> None:
+    options = job(model, evaluation=str(text_beside(model)))
+    assert "overlaps with the calibration text" in refused(model, **options, dry_run=True)
+    assert "too short" in refused(model, **job(model, samples=100_000), dry_run=True)
+    assert secateur.prune(model, **options, allow_overlap=True, dry_run=True).walks == 3
+
+
 def test_a_text_that_holds_some_of_it_is_refused(model: Path) -> None:
     assert "overlaps" in refused(model, **job(model, evaluation=other(model, shared=0.1)))
 

@@ -29,7 +29,7 @@ Rates = Mapping[Place, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Ends after `trials` losses, or where that is 0 after so many seconds. `blocks`: of the measured start."""
+    """Ends after `trials` losses, or where that is 0 so many seconds after the measured start. `blocks`: of that start."""
 
     name: ClassVar = "search"
     paper: ClassVar = ""
@@ -50,8 +50,8 @@ class Search:
         """Deterministic with `trials`; with `seconds` as far as the machine's speed allows."""
         check_budget(ladders, budget)
         ladders = sorted(ladders, key=lambda ladder: (ladder.layer, ladder.axis))
-        tried = Losses(trials=trials, most=self.trials, end=time.monotonic() + self.seconds)
         measured = Measured(blocks=self.blocks).decide(ladders, budget, trials)
+        tried = Losses(trials=trials, most=self.trials, end=time.monotonic() + self.seconds)
         starts = [measured, Global().allocate(ladders, budget), Uniform().allocate(ladders, budget)]
         losses = [math.inf if loss is None else loss for loss in map(tried.loss, starts)]
         start = starts[losses.index(min(losses))]

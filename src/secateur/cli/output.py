@@ -15,6 +15,8 @@ from rich.text import Text
 from secateur.cli.terminal import Terminal, duration
 from secateur.errors import UserError
 
+# Names that say too little where no documentation is near.
+LABELS = {"verified": "largest difference when checked"}
 # What the operating system refuses for reasons that only the person can mend.
 MENDABLE = {
     errno.ENOSPC: "the disk is full: make room, or write somewhere else",
@@ -123,6 +125,8 @@ def _rows(title: str, rows: list[Mapping[str, Any]]) -> RenderableType:
 
 
 def _words(name: str) -> str:
+    if name in LABELS:
+        return LABELS[name]
     words = [word for word in name.split("_") if word not in ("bytes", "seconds")]  # the value carries its unit
     return " ".join(words) or {"bytes": "size", "seconds": "time"}[name]
 

@@ -64,7 +64,14 @@ Seed = Annotated[int, Option(help="Seed of everything that is drawn, such as the
 RunDir = Annotated[Path | None, Option(help="Directory of the journal and the statistics.", rich_help_panel=RUN)]
 Resume = Annotated[bool, Option("--resume", help="Continue a killed run from its last finished layer.", rich_help_panel=RUN)]
 Force = Annotated[bool, Option("--force", help="Replace an output directory that is not empty.", rich_help_panel=RUN)]
-DryRun = Annotated[bool, Option("--dry-run", help="Only forecast sizes, memory, disk use and time.", rich_help_panel=RUN)]
+DryRun = Annotated[
+    bool,
+    Option(
+        "--dry-run",
+        help="Only check all that is given, texts too, and forecast sizes, memory, disk use and time.",
+        rich_help_panel=RUN,
+    ),
+]
 
 
 def prune(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.criteria.envelope import ascending
 from secateur.criteria.unit import CoupledGroup
 from secateur.errors import UserError
 
@@ -45,6 +46,19 @@ class ColumnCriterion(Criterion, Protocol):
         ...
 
 
+@runtime_checkable
+class WorkingCriterion(Criterion, Protocol):
+    """A criterion whose scores take matrices of a reader's size and their factorisation: what a forecast must know."""
+
+    def scoring_bytes(self, columns: int, outs: int) -> int:
+        """Memory for a reader of this shape at the peak, beside its weights: its statistics and what is made of them."""
+        ...
+
+    def scoring_flops(self, columns: int, outs: int) -> float:
+        """Operations for it; one in float64 counts two."""
+        ...
+
+
 def unit_scores(criterion: Criterion, group: CoupledGroup, seen: Seen, *, standardised: bool = False) -> Float[Tensor, " unit"]:
     """Scores on the CPU, float64. `standardised`: comparable between layers and axes, by `standardise` where they are not so yet.
 
@@ -68,11 +82,21 @@ def standardise(criterion: Criterion, group: CoupledGroup, seen: Seen) -> Float[
     """Scores without the scale of their layer, as FLAP ranks all layers together (AL-AM, steps 1 and 2).
 
     z = (metric - mean) / std over all input channels of the reader, with the unbiased std, and a unit's score is the mean of z
-    over its channels. A criterion without a metric per channel is standardised over its units. Where all are equal, z = 0.
+    over its channels. A criterion without a metric per channel is standardised over its units. Where all are equal, z = 0; where
+    scores differ, so do those here, as rounding would not have it.
     """
     if isinstance(criterion, ColumnCriterion):
         return group.reduce(z_scores(criterion.columns(group, seen)), "mean")
-    return z_scores(criterion.score(group, seen))
+    scores = criterion.score(group, seen).double().cpu()
+    return ranked_as(scores, z_scores(scores))
+
+
+def ranked_as(scores: Float[Tensor, " unit"], standard: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+    """Standardised scores that differ wherever the scores do: a difference that rounding took is one unit in the last place."""
+    distinct, at = scores.unique(return_inverse=True)  # ascending; NaN stays apart and is refused later
+    found = torch.empty_like(distinct)
+    found[at] = standard
+    return ascending(found)[at]
 
 
 def z_scores(values: Float[Tensor, " value"]) -> Float[Tensor, " value"]:

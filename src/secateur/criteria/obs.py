@@ -22,7 +22,7 @@ from torch import Tensor
 
 from secateur.criteria.criterion import Inputs, Seen
 from secateur.criteria.elimination import product, weighted
-from secateur.criteria.path import Energy, greedy_path, path_scores
+from secateur.criteria.path import Energy, greedy_path, path_bytes, path_flops, path_scores
 from secateur.criteria.unit import CoupledGroup
 from secateur.errors import UserError
 from secateur.statistics.gram import Gram
@@ -45,6 +45,12 @@ class Obs:
     def __post_init__(self) -> None:
         if not 0 <= self.ridge < math.inf:
             raise UserError(f"obs's ridge is {self.ridge}. Allowed: 0 and above; 0.01 is usual.")
+
+    def scoring_bytes(self, columns: int, outs: int) -> int:
+        return path_bytes(columns)
+
+    def scoring_flops(self, columns: int, outs: int) -> float:
+        return path_flops(columns, outs, metric=False)
 
     def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
         """Of the dimension of (weight x activation)^2 per token, over parameters."""

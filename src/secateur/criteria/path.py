@@ -24,6 +24,8 @@ from secateur.statistics.gram import Gram
 
 CHECKED = 16
 """Units whose costs are computed anew."""
+STEPS = 2.5
+"""Operations of the elimination over columns^3: the updates, and as long again for what is not products (docs/papers/obs.md)."""
 TOLERANCE = 0.01
 """By how much of their sum the costs of those may be off, added up."""
 
@@ -97,6 +99,21 @@ def _second_moments(gram: Gram, inverse: Inverse, columns: Int[Tensor, " column"
     diagonal += inverse.lam
     diagonal[torch.isin(columns, inverse.dead)] = 1
     return h
+
+
+def path_bytes(columns: int) -> int:
+    """Memory of `greedy_path` at the peak, its Gram matrix (float32) included, where float32 is not found wrong.
+
+    A and H^-1 in float64; beyond 8,192 columns the inverse in float64 and float32. Measured in docs/papers/obs.md.
+    """
+    return (4 + (16 if columns <= WIDE else 12)) * columns**2
+
+
+def path_flops(columns: int, outs: int, *, metric: bool) -> float:
+    """Operations of `greedy_path` in those of float32. `metric`: A has an F of [out, out] between."""
+    width = 2 if columns <= WIDE else 1
+    a = 2 * outs * columns**2 + (2 * outs**2 * columns if metric else 0)
+    return width * (STEPS * columns**3 + a) + 2 * columns**3
 
 
 def rows_of(group: CoupledGroup) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from secateur.criteria.criterion import Inputs, Seen
 from secateur.criteria.elimination import product, weighted
-from secateur.criteria.path import Energy, greedy_path, path_scores
+from secateur.criteria.path import Energy, greedy_path, path_bytes, path_flops, path_scores
 from secateur.criteria.unit import CoupledGroup
 from secateur.errors import UserError
 from secateur.statistics.gate_gradient import GateGradient
@@ -58,6 +58,12 @@ class Sensitivity:
                 raise UserError(f"sensitivity's {name} is {getattr(self, name)}. Allowed: 0 and above; {usual} is usual.")
         if not 0 <= self.gates <= 1:
             raise UserError(f"sensitivity's gates is {self.gates}. Allowed: 0 (F and H alone) to 1; 0.5 is usual.")
+
+    def scoring_bytes(self, columns: int, outs: int) -> int:
+        return path_bytes(columns) + 12 * outs**2  # F as it is stored, and as it is used
+
+    def scoring_flops(self, columns: int, outs: int) -> float:
+        return path_flops(columns, outs, metric=True)
 
     def score(self, group: CoupledGroup, seen: Seen) -> Float[Tensor, " unit"]:
         """Of the dimension of loss (nats per token) over parameters."""

@@ -3,6 +3,7 @@
 All in one process; what is finished is remembered, and so are the statistics that methods share.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -93,12 +94,32 @@ def compare(settings: CompareSettings, report: Reporter) -> Comparison:
     """
     make_out(settings.out)
     bench = Bench(settings=settings, job=_checked(settings), report=Batch(report))
+    _warn_of_others(bench, report)
     keys = [Key(m, r, seed) for seed in settings.seeds for r in settings.ratios for m in settings.methods]
     waiting = f"another comparison is at work in {bench.run.path}: waiting for what it finds"
     with bench.run.alone(lambda: report.say(waiting)):
         bodies = {key: bench.found(key) for key in report.track(keys, "comparing", len(keys))}
         shutil.rmtree(bench.scratch.parent, ignore_errors=True)
     return _comparison(settings, bench.job, bodies)
+
+
+def _warn_of_others(bench: "Bench", report: Reporter) -> None:
+    """Say so where the files in `out` are of another model, or hold cells that are not asked for."""
+    path = bench.settings.out / "results.json"
+    try:
+        there = json.loads(path.read_text())
+        cells = {(cell["entry"], cell["ratio"], cell["seed"]) for cell in there["cells"]}
+        model = there["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing that a comparison wrote
+    asked = bench.settings
+    more = sum(not (e in asked.methods and r in asked.ratios and s in asked.seeds) for e, r, s in cells)
+    what = "is of another model" if model != bench.job.source.fingerprint else f"has {more} cells that are not asked for now"
+    if more or model != bench.job.source.fingerprint:
+        report.warn(
+            f"{str(path)!r} {what}: it and the files beside it are rewritten with this call's entries alone. Finished cells are "
+            f"remembered: name them again, and they come back at once"
+        )
 
 
 def _checked(settings: CompareSettings) -> Job:

@@ -1,4 +1,4 @@
-"""What a job would take and give, from headers and tables alone; and what any ratio would mean for a model."""
+"""What a job would take and give, from headers and tables alone."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from secateur.plan import parameters
 from secateur.recipes.differentiate import disk_of_gradients
 from secateur.recipes.flops import flops_per_token
 from secateur.recipes.job import Job
+from secateur.recipes.scoring import scoring_flops
 from secateur.recipes.trials import spilled
 from secateur.streaming.collect import disk_of, memory_of
 from secateur.surgery.compensate import LeastSquares
@@ -86,6 +87,7 @@ def forecast(job: Job) -> Forecast:
         / (_rate(job, job.dtype) * OVERHEAD)
     )
     seconds += _compensating(job, kept, tokens) + limit
+    seconds += scoring_flops(job) / _rate(job, torch.float32)
     if refits:
         seconds += _refitting(job, sizes, tokens)
     return Forecast(

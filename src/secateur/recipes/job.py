@@ -26,6 +26,7 @@ from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import check_length, open_device, open_model
 from secateur.recipes.presets import criterion_of, resolved
 from secateur.recipes.scope import budget_of, leave_units, new_biases, scope_of
+from secateur.recipes.scoring import scoring_peak
 from secateur.recipes.texts import Texts, open_texts
 from secateur.settings import PruneSettings, parse_bytes
 from secateur.streaming.checkpoint import Checkpoint
@@ -120,9 +121,11 @@ class Job:
 
     @cached_property
     def fit_refit(self) -> Fit:
-        """Of the walk that refits, at the widths that the uniform allocation leaves."""
-        sizes = layer_sizes(self.binding, counts(self.binding, self.scope, Uniform(), self.budget))
-        return self._fit(working_bytes(self.binding, self.source, sizes[self.scope.layers[0]]), 1, streams=2)
+        """Of the walk that refits, at the widths that the uniform allocation leaves; a layer may stay whole with others."""
+        sizes = layer_sizes(self.binding, counts(self.binding, self.scope, Uniform(), self.budget))[self.scope.layers[0]]
+        if self.allocator.standardised or len(self.scope.layers) < self.binding.num_layers:
+            sizes = self.binding.sizes
+        return self._fit(working_bytes(self.binding, self.source, sizes), 1, streams=2)
 
     @cached_property
     def fit_trials(self) -> Fit:
@@ -144,9 +147,15 @@ class Job:
 
     @property
     def peak(self) -> int:
-        """Bytes that the walks will have in memory at most, as far as that can be told."""
+        """Bytes that the walks and the scoring will have in memory at most, as far as that can be told."""
         refit = self.fit_refit.peak if isinstance(self.compensation, Sequential) else 0
-        return max(self.fit.peak, self.fit_trials.peak, self.fit_back.peak if self.estimator else 0, refit)
+        back = self.fit_back.peak if self.estimator else 0
+        return max(self.fit.peak, self.fit_trials.peak, back, refit, self.scoring)
+
+    @cached_property
+    def scoring(self) -> int:
+        """Bytes in memory while a reader is scored."""
+        return scoring_peak(self)
 
     @property
     def hidden_shape(self) -> tuple[int, int, int]:

@@ -119,8 +119,16 @@ def recipe_of(settings: PruneSettings) -> Recipe:
     if name in LAYER_CRITERIA.names():
         return Recipe(summary="", method=method, compensate="none", allocation=None, axes=())
     known = [*CRITERIA.names(), *LAYER_CRITERIA.names(), *RECIPES]
+    if name in EFFORTS:
+        raise UserError(
+            f"{method!r} is not a method: {name} is an effort, and an effort takes no options. Write `--effort {name}` (or {name} "
+            f"alone among the entries of a comparison), or name a method."
+        )
     if name not in known:
-        raise UserError(f"unknown method {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
+        raise UserError(
+            f"unknown method {name!r}.{did_you_mean(name, [*known, *EFFORTS])} Known: {', '.join(sorted(known))}; and the efforts "
+            f"{', '.join(EFFORTS)}."
+        )
     return Recipe(summary="", method=method)
 
 

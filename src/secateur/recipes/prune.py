@@ -28,10 +28,10 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
     start = time.perf_counter()
     job = prepare(settings, texts)
     announce(job, report)
+    drawn, held = job.blocks
     if settings.dry_run:
         return forecast(job)
     assert settings.out is not None
-    drawn, held = job.blocks
     check_outer(job.source)
     run = RunDirectory.make(job.runs, model=job.source.fingerprint, blocks=drawn.fingerprint, dtype=str(job.dtype))
     run.write("settings.json", settings.to_json())

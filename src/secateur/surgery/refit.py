@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur import axes
-from secateur.axes import Sizes, Spec
+from secateur.axes import Sizes
 from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.plan import Plan, parameters
@@ -27,7 +27,7 @@ from secateur.surgery.sequential import Sequential
 from secateur.surgery.stages import Look, Stage, added, kept_rows, later_readers, look, stages
 
 HELD = 4
-"""Every so many calibration blocks, one is held out to choose ridges."""
+"""Every so many calibration blocks, one is held out to choose ridges; of a single block the last of so many parts."""
 DENSE, PRUNED = "hidden", "pruned"
 OVERFLOW = "the refitted layer overflows. Use --compensate least-squares, or --dtype fp32."
 
@@ -205,10 +205,12 @@ class Layer:
         return lack.flatten(0, -2)
 
     def _held(self, a: int, b: int) -> Tensor:
-        """The tokens of a micro-batch that choose ridges: every fourth block's, or the last one's of less than four."""
+        """The tokens of a micro-batch that choose ridges: every fourth block's, the last of two or three, one block's last quarter."""
         blocks, length = self.task.ids.shape
+        if blocks == 1:
+            return torch.arange(length, device=self.walk.device) >= length - max(length // HELD, 1)
         number = torch.arange(a, b, device=self.walk.device)
-        held = number % HELD == HELD - 1 if blocks >= HELD else (number == blocks - 1) & (blocks > 1)
+        held = number % HELD == HELD - 1 if blocks >= HELD else number == blocks - 1
         return held[:, None].expand(b - a, length).flatten()
 
     def _change(self, module: str, found: Fitted, biased: bool) -> None:
@@ -238,17 +240,16 @@ def layer_weights(binding: Binding, source: Source, sizes: Sizes) -> int:
 def working_bytes(binding: Binding, source: Source, sizes: Sizes) -> int:
     """Memory of a layer while it is refitted, beside the dense layer: the pruned one, and the largest regression.
 
-    A regression holds two Gram matrices (float32, and half of that more while they become whole), two of inputs with outputs and
-    the change (float64), and one factor (float64).
+    Matrices of one block that read the same axes may be one regression, such as q, k and v. A regression holds two Gram matrices
+    (float32, and half of that more while they become whole), two of inputs with outputs and the change (float64), and one factor
+    (float64).
     """
-    largest = 0
-    for spec in binding.layer.values():
+    together: dict[tuple[str, object], tuple[int, int]] = {}
+    for name, spec in binding.layer.items():
         if len(spec.dims) == 2 and spec.inputs:
-            wide, high = (parameters([_vector(spec, d)], sizes) for d in (min(spec.inputs), 1 - min(spec.inputs)))
-            largest = max(largest, 8 * wide**2 + 8 * wide**2 + 3 * 8 * wide * high)
+            read = min(spec.inputs)
+            shape = axes.shape(spec, sizes)
+            at = name.removesuffix(".weight").rpartition(".")[0], spec.dims[read]
+            together[at] = shape[read], together.get(at, (0, 0))[1] + shape[1 - read]
+    largest = max(8 * wide**2 + 8 * wide**2 + 3 * 8 * wide * high for wide, high in together.values())
     return largest + layer_weights(binding, source, sizes)
-
-
-def _vector(spec: Spec, d: int) -> Spec:
-    """A spec of one dimension of another, to count its elements."""
-    return Spec(text=spec.text, dims=(spec.dims[d],), inputs=frozenset())

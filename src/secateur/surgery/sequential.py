@@ -26,7 +26,7 @@ MATRICES = ("all", "readers")
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Where it begins, the kept columns as they are; `refit` does the rest. `ridge`: below zero, chosen on held-out blocks."""
+    """Where it begins, the kept columns as they are; `refit` does the rest. `ridge`: -1, chosen on held-out blocks."""
 
     name: ClassVar = "sequential"
     paper: ClassVar = "https://arxiv.org/abs/2301.00774"
@@ -36,7 +36,7 @@ class Sequential:
     matrices: str = "all"
 
     def __post_init__(self) -> None:
-        if not -1 <= self.ridge < float("inf"):
+        if self.ridge != -1 and not 0 <= self.ridge < float("inf"):
             raise UserError(f"sequential's ridge is {self.ridge}. Allowed: 0 and above, or -1 to choose it on held-out blocks.")
         if self.matrices not in MATRICES:
             raise UserError(f"sequential's matrices is {self.matrices!r}. Allowed: {', '.join(MATRICES)}.")

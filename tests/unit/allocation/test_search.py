@@ -66,6 +66,25 @@ def test_the_clock_ends_it(monkeypatch):
     assert 3 < trials.asked <= 20
 
 
+def test_the_clock_starts_behind_the_measured_start(monkeypatch):
+    """The start alone takes longer than the seconds that are given."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    class Slow(Coupled):
+        def rises(self, wanted, blocks, base=None):
+            now[0] += 100.0
+            return super().rises(wanted, blocks, base)
+
+        def loss(self, kept, *, settle=False):
+            now[0] += not settle
+            return super().loss(kept, settle=settle)
+
+    trials = Slow(stack())
+    Search(seconds=20.0).decide(stack(), BUDGET, trials)
+    assert trials.asked == 20
+
+
 def test_what_is_worse_on_the_blocks_held_out_is_not_taken():
     ladders = stack()
     start = Search(trials=3).decide(ladders, BUDGET, Coupled(ladders))

@@ -15,6 +15,10 @@ def shown(result: dict[str, Any], title: str = "Title") -> list[str]:
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
+def test_the_check_after_writing_does_not_read_as_a_failure() -> None:
+    assert shown({"verified": 0.0, "out": "out"})[1].split("  ")[0] == "largest difference when checked"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from secateur.allocation.ladder import choose
+from secateur.criteria.criterion import unit_scores
 from secateur.criteria.elimination import weighted
 from secateur.criteria.flap import Flap
 from secateur.criteria.obs import Obs
@@ -44,6 +45,28 @@ def test_scores_rank_as_the_path_goes_and_integrate_to_its_whole_error(layout, a
     ends = losses[rows - 1 :: rows]
     assert float(running[-1]) == pytest.approx(float(ends[-1]), rel=1e-9)
     assert (running <= ends * (1 + 1e-9)).all()  # a lower envelope
+
+
+@MATRIX
+@pytest.mark.parametrize("standardised", [False, True])
+def test_whatever_number_stays_is_the_end_of_the_path(layout, axis, standardised):
+    """Also where slopes are equal, as those of an envelope are, and where all scores have been standardised."""
+    case = make_case(layout, axis, tokens=9)  # fewer than columns: many costs are alike
+    rows = rows_of(case.group)
+    gram = case.seen()[case.group.reader.module][Gram]
+    order = greedy_path(case.group, gram, RIDGE, weigh_of(case.group)).order.tolist()
+    scores = unit_scores(Obs(ridge=RIDGE), case.group, case.seen(), standardised=standardised)
+    for count in range(1, SIZES[axis] + 1):
+        chosen = choose(scores, axis, SIZES, count)
+        stays = {r * SIZES[axis] + i for r, row in enumerate(chosen) for i in row} if rows > 1 else set(chosen)
+        assert stays == set(order[len(order) - count * rows :])
+
+
+def weigh_of(group):
+    def weigh(dtype):
+        return weighted(group.reader, None, dtype), lambda v: v
+
+    return weigh
 
 
 @MATRIX

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from secateur.criteria import unit
-from secateur.criteria.criterion import z_scores
+from secateur.criteria.criterion import ranked_as, z_scores
 from tests.contract.groups import CASES, SIZES, make_case
 
 
@@ -55,6 +57,16 @@ def test_blocks_are_copies_and_cover_every_row_once(monkeypatch):
         assert torch.equal(torch.cat(blocks), reader.oriented)
         assert torch.equal(reader.value, before)
         torch.testing.assert_close(reader.power_sums(4), reader.oriented.pow(4).sum(0))
+
+
+def test_scores_that_differ_still_do_when_they_are_standardised():
+    scores = torch.tensor([5.0, 0.1, math.nextafter(0.1, 1.0), 0.1, 1.0, 7.0], dtype=torch.float64)
+    assert len(set(z_scores(scores).tolist())) < 5, "rounding takes the differences"
+    found = ranked_as(scores, z_scores(scores))
+    assert torch.equal(found.unique(return_inverse=True)[1], scores.unique(return_inverse=True)[1])
+    torch.testing.assert_close(found, z_scores(scores), rtol=1e-12, atol=1e-12)
+    level = torch.full((4,), 0.1, dtype=torch.float64)
+    assert ranked_as(level, z_scores(level)).tolist() == [0.0] * 4
 
 
 def test_z_scores_of_equal_values_are_zero():
