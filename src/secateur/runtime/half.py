@@ -83,6 +83,7 @@ class Half:
         self.ahead = Ahead(dense, shape.block, shape.reader, self.source.shape[1], binding.family)
         self.entry = Entry(small.get_submodule(shape.block.entry), self.called)
         self._bias(small.get_submodule(shape.reader))
+        self.means: tuple[History, int, Tensor] | None = None
         self.fixed: tuple[History, int, Chosen] | None = None  # what a history chose, and at which of its changes
 
     def _bias(self, reader: Any) -> None:
@@ -175,9 +176,13 @@ class Half:
         """The mean of what was dropped, through the output matrix, into the bias."""
         if self.bias is None or history is None:
             return
-        mean = history.average().to(torch.float32)
-        dropped = mean.index_fill(0, self.channels(kept), 0.0)
-        shift = (dropped.to(self.source.dtype) @ self.source).to(self.bias.dtype)
+        if self.means is None or self.means[0] is not history or self.means[1] != history.changes:
+            self.means = (history, history.changes, history.average().to(self.source.dtype))
+        # The rows that were dropped and no others; as many for every choice, so that no device is waited for.
+        channels = self.channels(kept)
+        there = torch.zeros(len(self.source), device=kept.device).index_fill_(0, channels, 1.0)
+        dropped = there.topk(len(self.source) - len(channels), largest=False).indices
+        shift = torch.mv(self.source.index_select(0, dropped).mT, self.means[2].index_select(0, dropped))
         self.bias.copy_(shift if self.bias_given is None else self.bias_given + shift)
 
     def channels(self, kept: Int[Tensor, " kept"]) -> Int[Tensor, " channel"]:
