@@ -1,0 +1,90 @@
+"""Speed of a model probed at a ratio against the dense one and against a static one of the same widths; random weights.
+
+    python benchmarks/dynamic_speed.py [--kv 16] [--dtype float32] [--shapes 20x128,8x128,1x512] [--ratio 0.4] [--runs 5] [--decode 64]
+
+LLaMA shape: 8 layers, hidden 1,024, MLP 2,816, 16 heads of 64, vocabulary 4,096. Runs are interleaved and each has new token ids; one
+more in front is not counted. Prints one JSON object a shape: medians in seconds, and the median of the paired ratios.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+import secateur
+
+VOCAB, HEADS = 4096, 16
+SHAPE = {"hidden_size": 1024, "num_hidden_layers": 8, "head_dim": 64, "vocab_size": VOCAB, "max_position_embeddings": 2048}
+
+
+def models(args: argparse.Namespace) -> dict[str, Any]:
+    torch.manual_seed(0)
+    options = {"dtype": getattr(torch, args.dtype), "attn_implementation": "sdpa"}
+    config = LlamaConfig(**SHAPE, num_attention_heads=HEADS, num_key_value_heads=args.kv, intermediate_size=2816)
+    dense, given = (LlamaForCausalLM._from_config(config, **options).eval() for _ in range(2))
+    given.load_state_dict(dense.state_dict())
+    probed = secateur.probe(given, args.ratio).calibrate(torch.randint(0, VOCAB, (32, 128)))
+    kv = probed.widths.heads or args.kv
+    # Mistral without a window is LLaMA, and takes any number of heads.
+    config = MistralConfig(
+        **SHAPE, num_attention_heads=kv * HEADS // args.kv, num_key_value_heads=kv, intermediate_size=probed.widths.ffn or 2816,
+        sliding_window=None,
+    )  # fmt: skip
+    return {"dense": dense, "static": MistralForCausalLM._from_config(config, **options).eval(), "probed": probed}
+
+
+def prefill(model: Any, ids: torch.Tensor, tokens: int) -> float:
+    start = time.perf_counter()
+    model(ids, use_cache=False)
+    return time.perf_counter() - start
+
+
+def decode(model: Any, ids: torch.Tensor, tokens: int) -> float:
+    cache = DynamicCache()
+    model(ids, past_key_values=cache, use_cache=True)
+    last, start = ids[:, -1:], time.perf_counter()
+    for _ in range(tokens):
+        last = model(last, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+    return (time.perf_counter() - start) / tokens
+
+
+@torch.no_grad()
+def compared(found: dict[str, Any], run: Any, shape: tuple[int, int], args: argparse.Namespace) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(args.runs + 1):
+        ids = torch.randint(0, VOCAB, shape)
+        for name, model in found.items():
+            value = run(model, ids, args.decode)
+            if number:
+                seconds[name].append(value)
+    over = {n: [s / p for s, p in zip(seconds[n], seconds["probed"], strict=True)] for n in ("dense", "static")}
+    return {
+        "what": run.__name__, "dtype": args.dtype, "kv": args.kv, "batch": shape[0], "length": shape[1],
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "times the speed of": {name: statistics.median(values) for name, values in over.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kv", type=int, default=HEADS)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--shapes", default="20x128,8x128,1x512")
+    parser.add_argument("--ratio", type=float, default=0.4)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--decode", type=int, default=64)
+    args = parser.parse_args()
+    found = models(args)
+    for text in args.shapes.split(","):
+        batch, length = map(int, text.split("x"))
+        print(json.dumps(compared(found, prefill, (batch, length), args)), flush=True)
+    if args.decode:
+        print(json.dumps(compared(found, decode, (8, 128), args)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
