@@ -204,6 +204,15 @@ def test_any_shape_of_batch(shape, history):
     assert torch.isfinite(model(tiny_tokens(*shape)).logits).all()
 
 
+def test_with_gradients_without_and_in_inference_mode_it_is_the_same():
+    model, ids = probed("llama"), tiny_tokens(3, LENGTH)
+    expected = model(ids).logits.detach()
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            assert torch.equal(model(ids, use_cache=mode is not torch.no_grad).logits, expected)
+            model(tiny_tokens(3, LENGTH, seed=4))
+
+
 def test_a_row_of_padding_alone_changes_nothing_for_the_others():
     ids, mask = tiny_tokens(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
     how = ProbePruning(probe=Probe(tokens=1.0, samples=1.0, most=1.0))
@@ -266,6 +275,13 @@ class TestRefusals:
     def test_a_model_in_training(self):
         with pytest.raises(UserError, match="eval"):
             secateur.probe(dense("llama").train(), 0.5)
+
+    def test_a_model_that_is_probed_already(self):
+        model = dense("llama")
+        first = secateur.probe(model, 0.5)
+        with pytest.raises(UserError, match="dense"):
+            secateur.probe(model, 0.3)
+        secateur.probe(first.dense(), 0.3)
 
     def test_blocks_that_are_none(self):
         with pytest.raises(UserError, match="block, token"):

@@ -76,7 +76,8 @@ class Scratch:
     def place(self, name: str, shape: torch.Size, like: Tensor) -> Tensor:
         key = (name, shape, like.dtype)
         if key not in self.buffers:
-            self.buffers[key] = like.new_empty(shape)
+            with torch.inference_mode(False):  # or nothing could be copied there outside of it
+                self.buffers[key] = like.new_empty(shape)
         return self.buffers[key]
 
 

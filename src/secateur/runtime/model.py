@@ -93,6 +93,10 @@ class Probed:
         }
         if self.model.training:
             raise UserError("the model is in training mode. Call `model.eval()` first: a probed model is for inference.")
+        if any("forward" in layer.__dict__ for layer in self._layers):
+            raise UserError(
+                "the model's layers run something else than their class does; is it probed already? Call `dense()` first."
+            )
         for number, layer in enumerate(self._layers):
             small = None
             if number >= how.keep_first and units:
