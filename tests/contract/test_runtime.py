@@ -172,6 +172,18 @@ def test_two_streams_with_a_state_each_do_not_mix():
     assert all(torch.equal(before[key], h.square) for key, h in model.state.histories.items())
 
 
+def test_another_state_that_keeps_the_same_units_brings_its_own_means():
+    model, ids = probed("llama", how=ProbePruning(probe=None)), tiny_tokens(3, LENGTH)
+    before, other = model(ids).logits, model.state.copy()
+    for history in other.histories.values():
+        history.mean += 1.0
+    model.state = other
+    fresh = secateur.probe(dense("llama"), 0.5, how=model.how)
+    fresh.state = other
+    assert torch.equal(model(ids).logits, fresh(ids).logits)
+    assert not torch.equal(model(ids).logits, before)
+
+
 def test_two_caches_in_turn_keep_their_own_choices():
     model = probed("llama")
     prompts = [tiny_tokens(2, LENGTH, seed=s) for s in (0, 1)]

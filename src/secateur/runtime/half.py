@@ -117,9 +117,12 @@ class Half:
             kept = self.choose(batch, args, kwargs)
             batch.choice.kept[key] = kept
         scratch, shared = batch.place(self.number, fixed=self.fixed is not None and kept is self.fixed[2].kept)
+        history = batch.state.histories.get(key)
         if not self.weights.holds(kept, scratch, shared=shared):
             self.weights.load(kept, scratch)
-            self._compensate(kept, batch.state.histories.get(key))
+            self._compensate(kept, history)
+        elif history is not None and not self._knows(history):  # the same units, of another state
+            self._compensate(kept, history)
         for name, text in self.family.inputs.items():
             if self.shape.unit != "ffn" and isinstance(kwargs.get(name), Tensor):
                 kwargs[name] = _heads(kwargs[name], text, kept, self.sizes)
@@ -176,7 +179,7 @@ class Half:
         """The mean of what was dropped, through the output matrix, into the bias."""
         if self.bias is None or history is None:
             return
-        if self.means is None or self.means[0] is not history or self.means[1] != history.changes:
+        if not self._knows(history):
             self.means = (history, history.changes, history.average().to(self.source.dtype))
         # The rows that were dropped and no others; as many for every choice, so that no device is waited for.
         channels = self.channels(kept)
@@ -184,6 +187,10 @@ class Half:
         dropped = there.topk(len(self.source) - len(channels), largest=False).indices
         shift = torch.mv(self.source.index_select(0, dropped).mT, self.means[2].index_select(0, dropped))
         self.bias.copy_(shift if self.bias_given is None else self.bias_given + shift)
+
+    def _knows(self, history: History) -> bool:
+        """Whether `means` are those of the history as it is."""
+        return self.means is not None and self.means[0] is history and self.means[1] == history.changes
 
     def channels(self, kept: Int[Tensor, " kept"]) -> Int[Tensor, " channel"]:
         """The columns of the output matrix that the kept units are."""
