@@ -179,7 +179,7 @@ class Half:
         """The mean of what was dropped, through the output matrix, into the bias."""
         if self.bias is None or history is None:
             return
-        if not self._knows(history):
+        if self.means is None or not self._knows(history):
             self.means = (history, history.changes, history.average().to(self.source.dtype))
         # The rows that were dropped and no others; as many for every choice, so that no device is waited for.
         channels = self.channels(kept)
