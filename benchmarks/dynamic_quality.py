@@ -49,21 +49,21 @@ METHODS: dict[str, ProbePruning] = {
     "paper, fixed fusion 1/2": paper(fusion=0.5),
     "full batch": paper(probe=probe(tokens=1.0, samples=1.0), history="none", **FROZEN),
     "static ppsp": paper(probe=None, **FROZEN),
-    "ours": ProbePruning(),
+    "serving choice": ProbePruning(),
 }
 EXPLORED: dict[str, ProbePruning] = {
-    "ours, both": ProbePruning(probed=("attention", "mlp")),
-    "ours, both, no mean": ProbePruning(probed=("attention", "mlp"), compensate="none"),
-    "ours, 32": ProbePruning(probe=Probe(least=32)),
-    "ours, 256": ProbePruning(probe=Probe(least=256)),
-    "ours, 1024": ProbePruning(probe=Probe(least=1024)),
-    "ours, all": ProbePruning(probe=Probe(tokens=1.0, samples=1.0, most=1.0)),
-    "ours, even": ProbePruning(probe=Probe(rank="even")),
-    "ours, even 256": ProbePruning(probe=Probe(rank="even", least=256)),
-    "ours, no probe": ProbePruning(probe=None),
-    "ours, flap": ProbePruning(probe=None, metric="flap"),
-    "ours, heads": ProbePruning(attention="heads"),
-    "ours, mlp only": ProbePruning(attention="none"),
+    "serving, both": ProbePruning(probed=("attention", "mlp")),
+    "serving, both, no mean": ProbePruning(probed=("attention", "mlp"), compensate="none"),
+    "serving, 32": ProbePruning(probe=Probe(least=32)),
+    "serving, 256": ProbePruning(probe=Probe(least=256)),
+    "serving, 1024": ProbePruning(probe=Probe(least=1024)),
+    "serving, all": ProbePruning(probe=Probe(tokens=1.0, samples=1.0, most=1.0)),
+    "serving, even": ProbePruning(probe=Probe(rank="even")),
+    "serving, even 256": ProbePruning(probe=Probe(rank="even", least=256)),
+    "serving, no probe": ProbePruning(probe=None),
+    "serving, flap": ProbePruning(probe=None, metric="flap"),
+    "serving, heads": ProbePruning(attention="heads"),
+    "serving, mlp only": ProbePruning(attention="none"),
 }
 
 
@@ -128,6 +128,7 @@ class Bench:
                     seq_len=min(self.length, 256), samples=self.args.samples,
                 )  # fmt: skip
                 yield "static best", secateur.load(Path(base, "out")).eval()
+                yield "ours", secateur.probe(self.fresh(), small=Path(base, "out")).calibrate(blocks)
 
     def cells(self, name: str, model: Any, ratio: float, setting: str) -> Iterator[dict[str, Any]]:
         for size in self.args.batches:

@@ -16,6 +16,9 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import secateur
+from secateur.families.binding import bind
+from secateur.plan import Plan
+from secateur.runtime.refitted import Refitted
 
 VOCAB, HEADS = 4096, 16
 SHAPE = {"hidden_size": 1024, "num_hidden_layers": 8, "head_dim": 64, "vocab_size": VOCAB, "max_position_embeddings": 2048}
@@ -34,7 +37,14 @@ def models(args: argparse.Namespace) -> dict[str, Any]:
         **SHAPE, num_attention_heads=kv * HEADS // args.kv, num_key_value_heads=kv, intermediate_size=probed.widths.ffn or 2816,
         sliding_window=None,
     )  # fmt: skip
-    return {"dense": dense, "static": MistralForCausalLM._from_config(config, **options).eval(), "probed": probed}
+    static, small = (MistralForCausalLM._from_config(config, **options).eval() for _ in range(2))
+    small.load_state_dict(static.state_dict())
+    binding = bind(dense.config)
+    kept = {"kv": tuple(range(kv)), "ffn": tuple(range(probed.widths.ffn or 2816))}
+    plan = Plan(model_type="llama", fingerprint="", sizes=binding.sizes, layers=(kept,) * binding.num_layers)
+    refitted = Refitted(small, dense, plan).calibrate(torch.randint(0, VOCAB, (32, 128)))
+    found = {"dense": dense, "static": static, "probed": probed, "refitted": refitted}
+    return {name: found[name] for name in ("dense", "static", *args.models.split(","))}
 
 
 def prefill(model: Any, ids: torch.Tensor, tokens: int) -> float:
@@ -61,11 +71,15 @@ def compared(found: dict[str, Any], run: Any, shape: tuple[int, int], args: argp
             value = run(model, ids, args.decode)
             if number:
                 seconds[name].append(value)
-    over = {n: [s / p for s, p in zip(seconds[n], seconds["probed"], strict=True)] for n in ("dense", "static")}
+    over = {
+        f"{m} over {n}": [s / p for s, p in zip(seconds[n], seconds[m], strict=True)]
+        for m in list(found)[2:]
+        for n in ("dense", "static")
+    }
     return {
         "what": run.__name__, "dtype": args.dtype, "kv": args.kv, "batch": shape[0], "length": shape[1],
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "times the speed of": {name: statistics.median(values) for name, values in over.items()},
+        "times as fast": {name: statistics.median(values) for name, values in over.items()},
     }  # fmt: skip
 
 
@@ -77,6 +91,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--models", default="probed,refitted")
     args = parser.parse_args()
     found = models(args)
     for text in args.shapes.split(","):

@@ -14,13 +14,19 @@ if TYPE_CHECKING:
     from secateur.export.load import load
     from secateur.runtime.probe import Probe
     from secateur.runtime.probe_pruning import ProbePruning
+    from secateur.runtime.probe_refit import ProbeRefit
+    from secateur.runtime.refit_state import RefitState
     from secateur.runtime.state import State
 
-__all__ = ["Probe", "ProbePruning", "State", "UserError", "__version__", "evaluate", "load", "probe", "prune"]
+__all__ = [
+    "Probe", "ProbePruning", "ProbeRefit", "RefitState", "State", "UserError", "__version__", "evaluate", "load", "probe", "prune",
+]  # fmt: skip
 
 _LAZY = {
     "Probe": "secateur.runtime.probe",
     "ProbePruning": "secateur.runtime.probe_pruning",
+    "ProbeRefit": "secateur.runtime.probe_refit",
+    "RefitState": "secateur.runtime.refit_state",
     "State": "secateur.runtime.state",
     "evaluate": "secateur.api",
     "load": "secateur.export.load",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from secateur.recipes.prune import Forecast, PruneResult
     from secateur.runtime.model import Memory, Probed
     from secateur.runtime.probe_pruning import ProbePruning
+    from secateur.runtime.probe_refit import ProbeRefit
+    from secateur.runtime.refitted import Refitted
     from secateur.settings import Axis, Bos, Dtype, Effort
 
 
@@ -148,6 +150,7 @@ def evaluate(
     return evaluate_module(model, tokenizer, EvalSettings(model=named, **_spelled(options)), report or Quiet())
 
 
+@overload
 def probe(
     model: "Module",
     ratio: float,
@@ -155,15 +158,47 @@ def probe(
     how: "ProbePruning | None" = None,
     memory: "Memory" = "kept",
     rechoose: int | None = None,
-) -> "Probed":
-    """Prune a Hugging Face causal language model in memory anew for each batch. It is changed in place; `dense()` changes it back.
+) -> "Probed": ...
+@overload
+def probe(
+    model: "Module", *, small: str | PathLike[str], how: "ProbeRefit | None" = None, memory: "Memory" = "kept"
+) -> "Refitted": ...
+def probe(
+    model: "Module",
+    ratio: float | None = None,
+    *,
+    small: str | PathLike[str] | None = None,
+    how: Any = None,
+    memory: "Memory" = "kept",
+    rechoose: int | None = None,
+) -> "Probed | Refitted":
+    """Make a Hugging Face causal language model smaller for each batch anew, by what a part of the batch says.
 
-    `how`: a `secateur.ProbePruning`; None is the serving form, `ProbePruning.paper()` the published method. The other arguments
-    are those of `secateur.runtime.model.Probed`. Raises `UserError` for a ratio that would empty a layer, or an unknown family.
+    With `ratio`, `model` itself is changed in place: each batch chooses the heads and channels that it keeps (`how`: a
+    `secateur.ProbePruning`; None is the serving form, `ProbePruning.paper()` the published method), and `dense()` changes it back.
+    With `small`, a directory that `secateur prune` wrote from `model`, the result is that pruned model, which each batch corrects
+    (`how`: a `secateur.ProbeRefit`); of `model` only the channels that it lost are kept. The other arguments are those of
+    `secateur.runtime.model.Probed` and `secateur.runtime.refitted.Refitted`. Raises `UserError` for a ratio that would empty a
+    layer, a family that is not known, and a directory that is not of this model.
     """
-    from secateur.runtime.model import Probed
+    if (ratio is None) == (small is None):
+        raise UserError(
+            f"ratio={ratio!r} and small={small!r} were given. Give one of them: the fraction that each batch leaves out, or the "
+            "directory of a pruned model that each batch corrects."
+        )
+    if small is None:
+        from secateur.runtime.model import Probed
 
-    return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose)
+        assert ratio is not None
+        return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose)
+    if rechoose is not None:
+        raise UserError(f"rechoose={rechoose} has no effect with `small`, whose channels are chosen already. Leave it out.")
+    from secateur.export.load import load_pruned
+    from secateur.runtime.refitted import Refitted
+
+    first = next(model.parameters())
+    pruned, plan = load_pruned(small, dtype=first.dtype, device=first.device)
+    return Refitted(pruned, model, plan, how=how, memory=memory)
 
 
 def _spelled(options: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Load any model that secateur wrote, in memory, as a Hugging Face model."""
 
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from secateur.axes import Kept
 from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.families.resize import resize_layer, slice_inputs
-from secateur.plan import RECORD, read_record
+from secateur.plan import RECORD, Plan, read_record
 from secateur.streaming.checkpoint import Checkpoint, locate
 
 
@@ -39,6 +40,23 @@ def load(
             f"{RECORD}."
         ) from error
     return loaded.to(device).eval()
+
+
+def load_pruned(
+    model: str | PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Plan]:
+    """A model that secateur pruned, and the plan it was pruned by. Raises `UserError` for one without a plan."""
+    directory = locate(fspath(model))
+    record = read_record(directory)
+    if record is None:
+        raise UserError(
+            f"{directory} has no {RECORD}, so it is not known which channels it lost. Give a directory that `secateur prune` wrote."
+        )
+    return load(directory, dtype=dtype, device=device, trust_remote_code=trust_remote_code), record["plan"]
 
 
 def _unequal(source: Checkpoint) -> nn.Module:

@@ -59,11 +59,19 @@ class Ahead:
     ) -> Float[Tensor, "sample token channel"]:
         """`first`: the probe's normalised states; `args` and `kwargs`: what the whole batch's call has besides, of `shape`."""
         if self.steps:
+            return self.read(first, (), {})
+        rest = [self._part("", value, part, shape) for value in args]
+        return self.read(first, rest, {name: self._part(name, value, part, shape) for name, value in kwargs.items()})
+
+    def read(
+        self, first: Float[Tensor, "sample token hidden"], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Float[Tensor, "sample token channel"]:
+        """What the output matrix would read of `first`, called with the rest as it is."""
+        if self.steps:
             for step in self.steps:
                 first = step(first)
             return first
-        rest = [self._part("", value, part, shape) for value in args]
-        self.module(first, *rest, **{name: self._part(name, value, part, shape) for name, value in kwargs.items()})
+        self.module(first, *args, **kwargs)
         seen = self.tap.seen
         del self.tap.seen
         return seen

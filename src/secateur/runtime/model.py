@@ -17,6 +17,7 @@ from secateur.runtime.batch import Batch, Choice, Chosen
 from secateur.runtime.compact import Scratch
 from secateur.runtime.half import Half, Shape
 from secateur.runtime.history import History
+from secateur.runtime.inputs import batches, checked, seen
 from secateur.runtime.probe_pruning import ProbePruning
 from secateur.runtime.scoring import unfit
 from secateur.runtime.state import State
@@ -153,15 +154,7 @@ class Probed:
         if self._idle:
             self._batch = None
             return
-        given = args[0] if args else kwargs.get("input_ids")
-        given = kwargs.get("inputs_embeds") if given is None else given
-        if given is None:
-            raise UserError("the model was called without `input_ids` or `inputs_embeds`.")
-        batch, length = given.shape[:2]
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        valid = mask[:, -length:].bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        if valid is not None and valid.device.type == "cpu" and bool(valid.all()):
-            valid = None
+        shape, valid = seen(args, kwargs)
         cache = kwargs.get("past_key_values")
         fresh = cache is None or cache.get_seq_length() == 0
         choice = (self._held or Choice()) if fresh else getattr(cache, TAG, None)
@@ -174,7 +167,7 @@ class Probed:
         choice.steps += bool(choice.kept)
         due = self.rechoose is not None and choice.steps > 0 and choice.steps % self.rechoose == 0
         self._batch = Batch(
-            shape=(batch, length), valid=valid, choice=choice, state=self.state, fresh=fresh, due=due, scratch=self._scratch,
+            shape=shape, valid=valid, choice=choice, state=self.state, fresh=fresh, due=due, scratch=self._scratch,
             low=self.memory == "low", record=self._record,
         )  # fmt: skip
 
@@ -206,7 +199,7 @@ class Probed:
         """Learn the history from token ids, by the dense model. `batch` blocks at a time, or as an iterable hands them out."""
         if self.how.history == "none":
             raise UserError("this method has no history, so there is nothing to calibrate.")
-        parts = _checked(_batches(blocks, attention_mask, batch))
+        parts = checked(batches(blocks, attention_mask, batch))
         length = max(ids.shape[1] for ids, _ in parts)
         positions = length if self.how.history == "position" else None
         histories: dict[tuple[int, str], History] = {}
@@ -270,26 +263,6 @@ def _bound(model: nn.Module) -> Binding:
                     f"{list(axes.shape(spec, binding.sizes))}. A model with unequal layers cannot be probed: give the dense one."
                 )
     return binding
-
-
-def _batches(blocks: Any, mask: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
-    if isinstance(blocks, Tensor):
-        masks = [None] * len(blocks) if mask is None else mask
-        return [
-            (blocks[at : at + size], None if mask is None else masks[at : at + size])  # type: ignore[misc]
-            for at in range(0, len(blocks), size)
-        ]
-    return [(ids, None) for ids in blocks]
-
-
-def _checked(parts: list[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor | None]]:
-    wrong = next((list(ids.shape) for ids, _ in parts if ids.ndim != 2), None)
-    if wrong or not any(ids.numel() for ids, _ in parts):
-        raise UserError(
-            f"calibration blocks {f'of the shape {wrong}' if wrong else 'without any token'} were given. Allowed: token ids "
-            "[block, token], or an iterable of batches of that shape."
-        )
-    return parts
 
 
 @contextmanager

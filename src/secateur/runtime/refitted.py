@@ -1,0 +1,216 @@
+"""A pruned model that each batch corrects, by what its lost channels say of a few tokens."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from secateur.errors import UserError
+from secateur.families.binding import bind
+from secateur.plan import Plan
+from secateur.runtime.compact import Scratch
+from secateur.runtime.inputs import batches, checked, seen
+from secateur.runtime.probe_refit import Correction, Known, ProbeRefit, correct, spread
+from secateur.runtime.refit_half import Corrected, Half, Learner, halves
+from secateur.runtime.refit_state import RefitState
+from secateur.runtime.scoring import unfit
+
+TAG = "secateur_corrections"  # the attribute of a key-value cache that its corrections are kept in
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One forward pass."""
+
+    shape: tuple[int, int]
+    valid: Bool[Tensor, "batch token"] | None
+    fresh: bool
+    """Nothing of its sequences went before, so it is probed."""
+    kept: "dict[int, Corrected | Correction] | None"
+    """The corrections that go with its cache; None without a cache."""
+    places: dict[int, Int[Tensor, " probed"]] = field(default_factory=dict)
+    unfit: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    def probed(self, count: int, device: torch.device) -> Int[Tensor, " probed"]:
+        """Positions of that many tokens: the same in every layer."""
+        if count not in self.places:
+            self.places[count] = spread(self.valid, self.shape[0] * self.shape[1], count, device)
+        return self.places[count]
+
+
+class Refitted:
+    """Works in place of the smaller model: `generate`, calls and every other attribute are that model's own.
+
+    `dense` is the model that it was pruned from, by `plan`. The MLP channels that left are copied from it; it is not used after
+    that, so both together take no more memory than the dense model does.
+    `memory="low"` keeps a generation's corrections as a few rows for each probed token, and multiplies by them at every step;
+    "kept" keeps one corrected output matrix for each layer.
+    """
+
+    def __init__(
+        self,
+        small: nn.Module,
+        dense: nn.Module,
+        plan: Plan,
+        *,
+        how: ProbeRefit | None = None,
+        memory: Literal["kept", "low"] = "kept",
+    ) -> None:
+        if memory not in ("kept", "low"):
+            raise UserError(f"memory={memory!r}. Allowed: 'kept', 'low'.")
+        self.model: Any = small
+        self.how, self.memory = how or ProbeRefit(), memory
+        self.binding = bind(dense.config)
+        self.state = RefitState()
+        self._call: Call | None = None
+        self._scratch = Scratch()
+        self._idle = False
+        self.halves = halves(small, dense, plan, self.binding)
+        self._handles: list[Any] = []
+        for half in self.halves:
+            self._install(half)
+        self._handles.append(small.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._handles.append(small.register_forward_hook(self._end))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def plain(self) -> nn.Module:
+        """The smaller model as it was given; this object then has no further use."""
+        for handle in self._handles:
+            handle.remove()
+        for half in self.halves:
+            half.reader.__dict__.pop("forward", None)
+        return self.model
+
+    def _install(self, half: Half) -> None:
+        entered: list[tuple[Any, Any]] = []
+        plain = half.reader.forward
+
+        def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = self._call
+            entered[:] = [(args, kwargs)] if call is not None and call.fresh else []
+
+        def forward(z: Tensor) -> Tensor:
+            call = self._call
+            if call is None:
+                return plain(z)
+            if not call.fresh:
+                return self._later(half, call, z, plain)
+            args, kwargs = entered.pop()
+            return self._probed(half, call, z, args, kwargs, plain)
+
+        half.reader.forward = forward  # type: ignore[method-assign]
+        self._handles.append(half.entry.register_forward_pre_hook(entering, with_kwargs=True))
+
+    @torch.no_grad()
+    def _probed(self, half: Half, call: Call, z: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], plain: Any) -> Tensor:
+        rows = z.reshape(-1, z.shape[-1])
+        count = self.how.count(len(rows), half.gone)
+        if not count:
+            return plain(z)
+        at = call.probed(count, z.device)
+        valid = None if call.valid is None else call.valid.flatten().index_select(0, at)
+        found = correct(rows.index_select(0, at), half.missed(args, kwargs, at), self._known(half), self.how.strength, valid)
+        call.unfit.append((half.number, torch.isfinite(found.exact).all()))
+        weight = half.reader.weight
+        keep = call.kept is not None and self.memory == "kept"
+        corrected = half.corrected(found, None if keep else self._scratch.place("", weight.shape, weight))
+        if call.kept is not None:
+            call.kept[half.number] = corrected if keep else found
+        out = linear(rows, *corrected)
+        out.index_copy_(0, at, out.index_select(0, at) + found.exact)
+        return out.unflatten(0, z.shape[:-1])
+
+    def _later(self, half: Half, call: Call, z: Tensor, plain: Any) -> Tensor:
+        """A step of sequences that were probed before."""
+        found = (call.kept or {}).get(half.number)
+        if found is None:
+            return plain(z)
+        if isinstance(found, Correction):
+            return plain(z) + linear(linear(z, found.keys), found.values.mT, found.shift)
+        return linear(z, *found)
+
+    def _known(self, half: Half) -> Known:
+        if half.number not in self.state.known:
+            raise UserError(
+                "nothing is known of the smaller model's layers yet. Call `calibrate(blocks)` with some text's token ids, or give "
+                "it a saved state: `model.state = secateur.RefitState.load(path)`."
+            )
+        return self.state.known[half.number]
+
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._call = None
+        if self._idle:
+            return
+        shape, valid = seen(args, kwargs)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            self._call = Call(shape=shape, valid=valid, fresh=False, kept=getattr(cache, TAG, None))
+            return
+        asked = kwargs.get("use_cache")
+        cached = cache is not None or (self.model.config.use_cache if asked is None else asked)
+        self._call = Call(shape=shape, valid=valid, fresh=True, kept={} if cached else None)
+
+    def _end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call, self._call = self._call, None
+        if call is None:
+            return
+        cache = next(
+            (c for c in (output.values() if hasattr(output, "values") else output) if hasattr(c, "get_seq_length")), None
+        )
+        if call.fresh and cache is not None:
+            setattr(cache, TAG, call.kept)
+        if call.unfit:
+            sound = torch.stack([found for _, found in call.unfit]).tolist()
+            if not all(sound):
+                raise unfit(call.unfit[sound.index(False)][0])
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        blocks: "Int[Tensor, 'block token'] | Iterable[Int[Tensor, 'block token']]",
+        *,
+        attention_mask: Tensor | None = None,
+        batch: int = 8,
+        most: int = 2**30,
+    ) -> "Refitted":
+        """Learn from token ids what the smaller model's channels say of the whole MLPs' outputs. `batch` blocks at a time, or as an
+        iterable hands them out; as many layers in one pass over the text as `most` bytes of statistics have room for."""
+        parts = checked(batches(blocks, attention_mask, batch))
+        known: dict[int, Known] = {}
+        group: list[Half] = []
+        for half in (*self.halves, None):
+            if half is None or sum(one.bytes for one in (*group, half)) > most:
+                known |= self._learned(group, parts) if group else {}
+                group = []
+            group += [half] if half is not None else []
+        self.state = RefitState(known=known)
+        return self
+
+    def _learned(self, group: Sequence[Half], parts: Sequence[tuple[Tensor, Tensor | None]]) -> dict[int, Known]:
+        """One pass over the text."""
+        device = self.model.device
+        learners = [Learner(half, device) for half in group]
+        self._idle = True
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_idle", False)
+            for learner in learners:
+                for handle in learner.watch():
+                    stack.callback(handle.remove)
+            for ids, mask in parts:
+                valid = None if mask is None else mask.bool().flatten().to(device)
+                for learner in learners:
+                    learner.valid = valid
+                self.model(ids.to(device), attention_mask=mask, use_cache=False)
+        return {learner.half.number: learner.known() for learner in learners}
