@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from secateur import axes
 from secateur.errors import UserError
@@ -31,9 +32,10 @@ class Half:
         self.number = number
         self.entry = small.get_submodule(block.entry)
         self.reader: Any = small.get_submodule(path)
-        self.last: Any = lost.get_submodule(path)
-        self.outputs = self.last.weight.shape[1 - min(self.spec.inputs)]
-        self.width, self.lost = (m.weight.shape[min(self.spec.inputs)] for m in (self.reader, self.last))
+        weight: Any = lost.get_submodule(path).weight.detach()
+        self.last: Tensor = weight if 0 in self.spec.inputs else weight.mT  # [lost, out]
+        self.lost, self.outputs = self.last.shape
+        self.width: int = self.reader.weight.shape[min(self.spec.inputs)]
         self.ahead = Ahead(lost, block, path, self.outputs, binding.family)
 
     @property
@@ -48,7 +50,7 @@ class Half:
         # Besides its input an MLP is given only what is added to its output (BLOOM's residual), behind what is asked for here.
         rest = [torch.zeros_like(part) if isinstance(value, Tensor) else value for value in args[1:]]
         more = {n: torch.zeros_like(part) if isinstance(value, Tensor) else value for n, value in given.items()}
-        return self.last(self.ahead.read(part, rest, more))[0]
+        return linear(self.ahead.read(part, rest, more)[0], self.last.mT)
 
     def corrected(self, correction: Correction, place: Tensor | None) -> Corrected:
         """The output matrix and the bias with the correction in them, in `place` if given."""
@@ -121,12 +123,13 @@ def halves(small: nn.Module, dense: nn.Module, plan: Plan, binding: Binding) -> 
     for model, role in ((small, "smaller"), (dense, "dense")):
         if model.training:
             raise UserError(f"the {role} model is in training mode. Call `model.eval()` first.")
-    few, many = (list(m.get_submodule(binding.family.layers)) for m in (small, dense))  # type: ignore[arg-type]
-    if small is dense or plan.model_type != binding.model_type or len(plan.layers) != len(many) or plan.sizes != binding.sizes:
+    if (plan.model_type, len(plan.layers), plan.sizes) != (binding.model_type, binding.num_layers, binding.sizes):
         raise UserError(
             f"the plan is of a {plan.model_type} model with {len(plan.layers)} layers and the axes {dict(plan.sizes)}; the dense one "
-            f"is {binding.model_type}, has {len(many)} and {dict(binding.sizes)}. Give the model that the smaller one was pruned from."
+            f"is {binding.model_type}, has {binding.num_layers} and {dict(binding.sizes)}. Give the model that the smaller one was "
+            "pruned from."
         )
+    few, many = (list(m.get_submodule(binding.family.layers)) for m in (small, dense))  # type: ignore[arg-type]
     mine, its = next(small.parameters()), next(dense.parameters())
     if (mine.dtype, mine.device) != (its.dtype, its.device):
         raise UserError(

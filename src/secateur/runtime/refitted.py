@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -23,18 +23,39 @@ from secateur.runtime.scoring import unfit
 TAG = "secateur_corrections"  # the attribute of a key-value cache that its corrections are kept in
 
 
+class Found(NamedTuple):
+    """A layer's correction, or the matrix that has it in it; and which tokens get what besides: their samples, their positions."""
+
+    how: Corrected | Correction
+    exact: Float[Tensor, "probed out"]
+    places: tuple[Int[Tensor, " probed"], Int[Tensor, " probed"]]
+
+
+@dataclass(kw_only=True)
+class Corrections:
+    """Of one batch, for the steps that follow: it goes with its key-value cache."""
+
+    by_layer: dict[int, Found] = field(default_factory=dict)
+    done: bool = False
+
+
 @dataclass(kw_only=True)
 class Call:
     """One forward pass."""
 
     shape: tuple[int, int]
     valid: Bool[Tensor, "batch token"] | None
-    fresh: bool
-    """Nothing of its sequences went before, so it is probed."""
-    kept: "dict[int, Corrected | Correction] | None"
-    """The corrections that go with its cache; None without a cache."""
+    kept: Corrections | None
+    """What is remembered of it, or was; None without a cache."""
+    whole: bool
+    """The sequences are here from their beginning."""
     places: dict[int, Int[Tensor, " probed"]] = field(default_factory=dict)
     unfit: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @property
+    def probes(self) -> bool:
+        """Nothing is known of its sequences yet."""
+        return self.whole and (self.kept is None or not self.kept.done)
 
     def probed(self, count: int, device: torch.device) -> Int[Tensor, " probed"]:
         """Positions of that many tokens: the same in every layer."""
@@ -70,6 +91,7 @@ class Refitted:
         self._call: Call | None = None
         self._scratch = Scratch()
         self._idle = False
+        self._held: Corrections | None = None
         self.halves = halves(small, dense, plan, self.binding)
         self._handles: list[Any] = []
         for half in self.halves:
@@ -85,6 +107,14 @@ class Refitted:
             raise AttributeError(name)
         return getattr(self.model, name)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The smaller model's own `generate`. The prompt corrects it, with a cache or without."""
+        before, self._held = self._held, Corrections()
+        try:
+            return self.model.generate(*args, **kwargs)
+        finally:
+            self._held = before
+
     def plain(self) -> nn.Module:
         """The smaller model as it was given; this object then has no further use."""
         for handle in self._handles:
@@ -99,13 +129,13 @@ class Refitted:
 
         def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = self._call
-            entered[:] = [(args, kwargs)] if call is not None and call.fresh else []
+            entered[:] = [(args, kwargs)] if call is not None and call.probes else []
 
         def forward(z: Tensor) -> Tensor:
             call = self._call
             if call is None:
                 return plain(z)
-            if not call.fresh:
+            if not call.probes:
                 return self._later(half, call, z, plain)
             args, kwargs = entered.pop()
             return self._probed(half, call, z, args, kwargs, plain)
@@ -127,19 +157,24 @@ class Refitted:
         keep = call.kept is not None and self.memory == "kept"
         corrected = half.corrected(found, None if keep else self._scratch.place("", weight.shape, weight))
         if call.kept is not None:
-            call.kept[half.number] = corrected if keep else found
-        out = linear(rows, *corrected)
-        out.index_copy_(0, at, out.index_select(0, at) + found.exact)
-        return out.unflatten(0, z.shape[:-1])
+            places = (at // call.shape[1], at % call.shape[1])
+            call.kept.by_layer[half.number] = Found(corrected if keep else found, found.exact, places)
+        return _added(linear(rows, *corrected), at, found.exact).unflatten(0, z.shape[:-1])
 
+    @torch.no_grad()
     def _later(self, half: Half, call: Call, z: Tensor, plain: Any) -> Tensor:
         """A step of sequences that were probed before."""
-        found = (call.kept or {}).get(half.number)
+        found = call.kept.by_layer.get(half.number) if call.kept else None
         if found is None:
             return plain(z)
-        if isinstance(found, Correction):
-            return plain(z) + linear(linear(z, found.keys), found.values.mT, found.shift)
-        return linear(z, *found)
+        if isinstance(found.how, Correction):
+            out = plain(z) + linear(linear(z, found.how.keys), found.how.values.mT, found.how.shift)
+        else:
+            out = linear(z, *found.how)
+        if call.whole:
+            samples, positions = found.places
+            out = _added(out.flatten(0, -2), samples * call.shape[1] + positions, found.exact).unflatten(0, z.shape[:-1])
+        return out
 
     def _known(self, half: Half) -> Known:
         if half.number not in self.state.known:
@@ -156,20 +191,21 @@ class Refitted:
         shape, valid = seen(args, kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            self._call = Call(shape=shape, valid=valid, fresh=False, kept=getattr(cache, TAG, None))
+            self._call = Call(shape=shape, valid=valid, kept=getattr(cache, TAG, None), whole=False)
             return
         asked = kwargs.get("use_cache")
         cached = cache is not None or (self.model.config.use_cache if asked is None else asked)
-        self._call = Call(shape=shape, valid=valid, fresh=True, kept={} if cached else None)
+        self._call = Call(shape=shape, valid=valid, kept=self._held or (Corrections() if cached else None), whole=True)
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call, self._call = self._call, None
         if call is None:
             return
-        cache = next(
-            (c for c in (output.values() if hasattr(output, "values") else output) if hasattr(c, "get_seq_length")), None
-        )
-        if call.fresh and cache is not None:
+        if call.kept is not None:
+            call.kept.done = True
+        parts = output.values() if hasattr(output, "values") else output
+        cache = next((part for part in parts if hasattr(part, "get_seq_length")), None)
+        if cache is not None and call.whole:
             setattr(cache, TAG, call.kept)
         if call.unfit:
             sound = torch.stack([found for _, found in call.unfit]).tolist()
@@ -214,3 +250,10 @@ class Refitted:
                     learner.valid = valid
                 self.model(ids.to(device), attention_mask=mask, use_cache=False)
         return {learner.half.number: learner.known() for learner in learners}
+
+
+def _added(
+    out: Float[Tensor, "token out"], at: Int[Tensor, " probed"], more: Float[Tensor, "probed out"]
+) -> Float[Tensor, "token out"]:
+    """`out` itself, with more at some rows; a row that is named twice gets it once."""
+    return out.index_copy_(0, at, out.index_select(0, at) + more)
