@@ -49,6 +49,7 @@ METHODS: dict[str, ProbePruning] = {
     "paper, fixed fusion 1/2": paper(fusion=0.5),
     "full batch": paper(probe=probe(tokens=1.0, samples=1.0), history="none", **FROZEN),
     "static ppsp": paper(probe=None, **FROZEN),
+    "griffin": ProbePruning.griffin(),  # the ratio is of the MLPs alone, and each batch runs on its own choice
     "ours": ProbePruning(),
 }
 EXPLORED: dict[str, ProbePruning] = {

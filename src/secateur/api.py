@@ -72,6 +72,7 @@ class EvalOptions(TypedDict, total=False):
     state: str | PathLike[str] | None
     attention: "Attention | None"
     paper: bool
+    griffin: bool
     memory: "Memory"
     calibration: str | None
     allow_overlap: bool
@@ -158,8 +159,9 @@ def probe(
 ) -> "Probed":
     """Prune a Hugging Face causal language model in memory anew for each batch. It is changed in place; `dense()` changes it back.
 
-    `how`: a `secateur.ProbePruning`; None is the serving form, `ProbePruning.paper()` the published method. The other arguments
-    are those of `secateur.runtime.model.Probed`. Raises `UserError` for a ratio that would empty a layer, or an unknown family.
+    `how`: a `secateur.ProbePruning`; None is the serving form, `ProbePruning.paper()` the published method,
+    `ProbePruning.griffin()` another. The other arguments are those of `secateur.runtime.model.Probed`. Raises `UserError` for a
+    ratio that would empty a layer, or an unknown family.
     """
     from secateur.runtime.model import Probed
 

@@ -24,6 +24,6 @@ def statistic(
         tokens = found.new_tensor(row.shape[0])
         if valid is not None:
             row = row.where(valid[number, :, None], 0)
-            tokens = valid[number].sum().clamp_min(1)
+            tokens = valid[number].sum().clamp_min(1).to(found.dtype)
         found += torch.linalg.vector_norm(row, dim=0) / tokens.sqrt()
     return found

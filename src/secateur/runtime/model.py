@@ -174,7 +174,7 @@ class Probed:
             )
         if self._halves:
             self._needs_history()
-        if self._held is not None and not choice.kept:
+        if self._held is not None and not choice.prompt:
             choice.prompt = length
         choice.steps += bool(choice.kept)
         due = self.rechoose is not None and choice.steps > 0 and choice.steps % self.rechoose == 0
