@@ -34,9 +34,11 @@ def probed(variant: str, ratio: float = 0.5, how: ProbePruning | None = None, **
     return model if model.how.history == "none" else model.calibrate(tiny_tokens(8, LENGTH, seed=1))
 
 
-def naive(variant: str, reader: str, count: int, ids: torch.Tensor, mask: torch.Tensor) -> torch.nn.Module:
-    """The dense model, which from the prompt's end on reads zero in place of what a float64 loop over the prompt leaves out."""
-    model, seen, prompt = dense(variant), {}, ids.shape[1]
+def naive(
+    variant: str, reader: str, count: int, ids: torch.Tensor, mask: torch.Tensor, prompt: int = LENGTH
+) -> torch.nn.Module:
+    """The dense model, which from the prompt's end on reads zero in place of what a float64 loop over its first pass leaves out."""
+    model, seen = dense(variant), {}
     for number, layer in enumerate(layers_of(model)):
 
         def see(_: Any, args: Any, number: int = number) -> Any:
@@ -44,6 +46,7 @@ def naive(variant: str, reader: str, count: int, ids: torch.Tensor, mask: torch.
             if number not in seen:
                 order = sorted(enumerate(statistic(x, mask.bool())), key=lambda pair: -pair[1])
                 seen[number] = torch.tensor([k for k, _ in order[count:]])
+                return None
             x = x.clone()
             x[:, prompt:, seen[number]] = 0.0
             return (x.reshape(args[0].shape), *args[1:])
@@ -86,21 +89,15 @@ def test_ratio_zero_is_token_identical_to_dense(variant, use_cache):
 
 @pytest.mark.parametrize("variant", ["llama", "gpt2", "opt", "gemma2"])
 def test_a_pass_that_nothing_follows_runs_on_its_own_choice(variant):
-    model, ids = probed(variant), tiny_tokens(3, LENGTH)
+    model, ids, mask = probed(variant), tiny_tokens(3, LENGTH), LEFT
     with torch.no_grad(), model.recorded() as seen:
-        found = model(ids, use_cache=False).logits
-    assert [c.part is not None for c in seen] == [True, True]
-    oracle = dense(variant)
-    for chosen in seen:
-        dropped = torch.ones(len(model._halves[0, "mlp"].source), dtype=torch.bool)
-        dropped[chosen.kept] = False
-
-        def replace(_: Any, args: Any, dropped: torch.Tensor = dropped) -> Any:
-            return (args[0].masked_fill(dropped, 0.0), *args[1:])
-
-        layers_of(oracle)[chosen.layer].get_submodule(model._halves[0, "mlp"].shape.reader).register_forward_pre_hook(replace)
-    torch.testing.assert_close(found, oracle(ids, use_cache=False).logits, **CLOSE)
-    assert not torch.allclose(found, dense(variant)(ids, use_cache=False).logits, **CLOSE)
+        found = model(ids, attention_mask=mask, use_cache=False).logits
+    assert [len(c.kept) for c in seen] == [model.widths.ffn] * 2
+    oracle = naive(variant, model._halves[0, "mlp"].shape.reader, model.widths.ffn, ids, mask, prompt=0)
+    for _ in range(2):  # the first pass chooses, the second is masked
+        expected = oracle(ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert not torch.allclose(found, dense(variant)(ids, attention_mask=mask, use_cache=False).logits, **CLOSE)
     with torch.no_grad():  # and one that leaves a cache does not
         assert torch.equal(model(ids, past_key_values=DynamicCache()).logits, dense(variant)(ids).logits)
 

@@ -46,6 +46,8 @@ class Batch:
     fresh: bool = True
     dense_prompt: bool = False
     """A prompt runs on the dense layers."""
+    whole: Float[Tensor, "batch token hidden"] | None = None
+    """The dense layers' residual stream, where they run ahead of the smaller ones."""
     due: bool = False
     """The MLP's channels are to be chosen anew though the sequences go on."""
     scratch: dict[int, Scratch] = field(default_factory=dict)
@@ -68,9 +70,14 @@ class Batch:
         self.entering, self.earlier, self.between = hidden, self.between, None
 
     @property
+    def begins(self) -> bool:
+        """The dense layers run this pass, at least the prompt in it."""
+        return self.dense_prompt and self.fresh
+
+    @property
     def dense(self) -> int:
-        """Positions in front that the dense layers run: a prompt's that something follows, which a cache or `one_choice` says."""
-        if not self.dense_prompt or not self.fresh:
+        """Positions in front whose output is the dense layers': a prompt's that something follows, as a cache or `one_choice` says."""
+        if not self.begins:
             return 0
         return self.shape[1] if self.cached else self.choice.prompt
 

@@ -148,7 +148,7 @@ class Half:
 
         def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             batch, key = current(), (self.number, self.shape.name)
-            if self.probe is None or batch is None or not batch.dense or key in batch.choice.kept:
+            if self.probe is None or batch is None or not batch.begins or key in batch.choice.kept:
                 return
             x = args[0].detach()
             samples, tokens = (torch.arange(size, device=x.device) for size in batch.shape)

@@ -128,7 +128,9 @@ class Probed:
             batch = self._batch
             if batch is None:
                 return dense(*args, **kwargs)
-            batch.enter(args[0] if args else kwargs["hidden_states"])
+            if not args:
+                args = (kwargs.pop("hidden_states"),)
+            batch.enter(args[0])
             cache = next((c for c in (*args, *kwargs.values()) if hasattr(c, "get_seq_length")), None)
             if cache is not None:
                 setattr(cache, TAG, batch.choice)

@@ -35,8 +35,8 @@ class ProbePruning:
     or nothing. `mlp`: whether channels leave. `compensate`: "mean" puts the mean of what was dropped into the output. `ema`: the
     weight of the past when the history is updated online; None freezes it. `prompt`: "dense" runs a prompt on the dense layers, the
     whole of it as a probe that costs nothing, and what follows it on what it chose; a pass that nothing follows, as it leaves no
-    cache, runs on its own choice all the same. `keep_first`: layers that stay dense. `cost`: where a probe does not pay (few
-    tokens), the history chooses, if there is one.
+    cache, runs itself on that, after the dense layers have. `keep_first`: layers that stay dense. `cost`: where a probe does not
+    pay (few tokens), the history chooses, if there is one.
     `share_ratio`: "paper" prunes the other layers more for these, rounds down to whole heads, and channels up to
     `round_to`; "plain" prunes every layer that is pruned by the ratio itself, to the nearest count.
     """
