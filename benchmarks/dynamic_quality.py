@@ -26,6 +26,9 @@ from secateur import Probe, ProbePruning
 from secateur.calibration.blocks import draw_blocks
 from secateur.calibration.text import read_texts
 from secateur.calibration.tokens import tokenise
+from secateur.families.binding import bind
+from secateur.plan import parameters
+from secateur.runtime.model import Probed
 
 PAPER = ProbePruning.paper(keep_first=0, round_to=1)
 FROZEN = {"ema": None}
@@ -49,6 +52,7 @@ METHODS: dict[str, ProbePruning] = {
     "paper, fixed fusion 1/2": paper(fusion=0.5),
     "full batch": paper(probe=probe(tokens=1.0, samples=1.0), history="none", **FROZEN),
     "static ppsp": paper(probe=None, **FROZEN),
+    "griffin": ProbePruning.griffin(),
     "serving choice": ProbePruning(),
 }
 EXPLORED: dict[str, ProbePruning] = {
@@ -82,6 +86,12 @@ class Bench:
         self.args = args
         self.tokenizer = AutoTokenizer.from_pretrained(args.model)
         self.length = min(512, self.fresh().config.max_position_embeddings)
+        binding = bind(self.fresh().config)
+        specs = list(binding.layer.values())
+        whole = parameters(specs, binding.sizes)
+        mlp = whole - parameters(specs, {**binding.sizes, "ffn": 0})
+        heads = whole - parameters(specs, {**binding.sizes, "kv": 0})
+        self.share = (mlp + heads) / mlp  # what a method of the MLPs alone takes from them
         spec = [args.calibration, args.evaluation]
         self.texts = dict(
             zip(("calibration", "evaluation"), (tokenise(t, self.tokenizer) for t in read_texts(*spec)), strict=True)
@@ -117,7 +127,7 @@ class Bench:
         blocks = self.blocks(calibrated, self.args.samples, 0)
         for name, how in wanted.items():
             if not self.args.only or name in self.args.only:
-                model = secateur.probe(self.fresh(), ratio, how=how)
+                model = secateur.probe(self.fresh(), ratio * self.share if how.attention == "none" else ratio, how=how)
                 yield name, model.calibrate(blocks) if how.history != "none" else model
         yield "dense", self.fresh()
         if not self.args.no_static:
@@ -135,9 +145,9 @@ class Bench:
             if setting == "mixed" and size == 1:
                 continue
             for draw in range(self.args.first_draw, self.args.first_draw + self.args.draws):
-                kept = model.state.copy() if hasattr(model, "state") else None
+                kept = model.state.copy() if isinstance(model, Probed) else None
                 value = ppl(model, self.batches(setting, size, 1000 + draw))
-                if kept is not None:
+                if isinstance(model, Probed) and kept is not None:
                     model.state = kept  # each draw begins with the calibrated state
                 yield {"method": name, "ratio": ratio, "setting": setting, "batch": size, "draw": draw, "perplexity": value}
 

@@ -9,13 +9,13 @@ more in front is not counted. Prints one JSON object a shape: medians in seconds
 import argparse
 import json
 import statistics
-import time
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import secateur
+from secateur.evaluation.speed import Cell, compare_speed
 from secateur.families.binding import bind
 from secateur.plan import Plan
 from secateur.runtime.refitted import Refitted
@@ -47,39 +47,15 @@ def models(args: argparse.Namespace) -> dict[str, Any]:
     return {name: found[name] for name in ("dense", "static", *args.models.split(","))}
 
 
-def prefill(model: Any, ids: torch.Tensor, tokens: int) -> float:
-    start = time.perf_counter()
-    model(ids, use_cache=False)
-    return time.perf_counter() - start
-
-
-def decode(model: Any, ids: torch.Tensor, tokens: int) -> float:
-    cache = DynamicCache()
-    model(ids, past_key_values=cache, use_cache=True)
-    last, start = ids[:, -1:], time.perf_counter()
-    for _ in range(tokens):
-        last = model(last, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-    return (time.perf_counter() - start) / tokens
-
-
-@torch.no_grad()
-def compared(found: dict[str, Any], run: Any, shape: tuple[int, int], args: argparse.Namespace) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for number in range(args.runs + 1):
-        ids = torch.randint(0, VOCAB, shape)
-        for name, model in found.items():
-            value = run(model, ids, args.decode)
-            if number:
-                seconds[name].append(value)
-    over = {
-        f"{m} over {n}": [s / p for s, p in zip(seconds[n], seconds[m], strict=True)]
-        for m in list(found)[2:]
-        for n in ("dense", "static")
-    }
+def compared(found: dict[str, Any], phase: str, shape: tuple[int, int], args: argparse.Namespace) -> dict[str, Any]:
+    tokens = args.decode if phase == "decode" else 0
+    times = compare_speed(found, Cell(*shape), vocab=VOCAB, runs=args.runs, new_tokens=tokens, seed=0)
     return {
-        "what": run.__name__, "dtype": args.dtype, "kv": args.kv, "batch": shape[0], "length": shape[1],
-        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "times as fast": {name: statistics.median(values) for name, values in over.items()},
+        "what": phase, "dtype": args.dtype, "kv": args.kv, "batch": shape[0], "length": shape[1],
+        "seconds": {name: statistics.median(runs) / (tokens or 1) for name, runs in getattr(times, phase).items()},
+        "times as fast": {
+            f"{m} over {n}": times.speedup(phase, m, n).median for m in list(found)[2:] for n in ("dense", "static")
+        },
     }  # fmt: skip
 
 
@@ -96,9 +72,9 @@ def main() -> None:
     found = models(args)
     for text in args.shapes.split(","):
         batch, length = map(int, text.split("x"))
-        print(json.dumps(compared(found, prefill, (batch, length), args)), flush=True)
+        print(json.dumps(compared(found, "prefill", (batch, length), args)), flush=True)
     if args.decode:
-        print(json.dumps(compared(found, decode, (8, 128), args)), flush=True)
+        print(json.dumps(compared(found, "decode", (8, 128), args)), flush=True)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class EvalOptions(TypedDict, total=False):
     state: str | PathLike[str] | None
     attention: "Attention | None"
     paper: bool
+    griffin: bool
     memory: "Memory"
     calibration: str | None
     allow_overlap: bool
@@ -175,7 +176,8 @@ def probe(
     """Make a Hugging Face causal language model smaller for each batch anew, by what a part of the batch says.
 
     With `ratio`, `model` itself is changed in place: each batch chooses the heads and channels that it keeps (`how`: a
-    `secateur.ProbePruning`; None is the serving form, `ProbePruning.paper()` the published method), and `dense()` changes it back.
+    `secateur.ProbePruning`; None is the serving form, `ProbePruning.paper()` the published method,
+    `ProbePruning.griffin()` another), and `dense()` changes it back.
     With `small`, a directory that `secateur prune` wrote from `model`, the result is that pruned model, which each batch corrects
     (`how`: a `secateur.ProbeRefit`); of `model` only the channels that it lost are kept. The other arguments are those of
     `secateur.runtime.model.Probed` and `secateur.runtime.refitted.Refitted`. Raises `UserError` for a ratio that would empty a

@@ -33,7 +33,7 @@ class Probing(Settings):
     An option that would have no effect is refused: those in `alone` without `dynamic`, those in `drawn` beside a `state`.
     """
 
-    alone: ClassVar[tuple[str, ...]] = ("state", "calibration", "samples", "attention", "paper", "memory")
+    alone: ClassVar[tuple[str, ...]] = ("state", "calibration", "samples", "attention", "paper", "griffin", "memory")
     drawn: ClassVar[tuple[str, ...]] = ("calibration", "samples", "seed")
 
     dynamic: float | None = Field(
@@ -44,14 +44,24 @@ class Probing(Settings):
     calibration: str | None = Field(default=None, description="a text file or a preset")
     samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
     seed: int = Field(default=0, ge=0, lt=2**63, description="an integer from 0")
-    attention: Attention | None = Field(default=None, description="None: `kv`, or `heads` with `paper`")
+    attention: Attention | None = Field(default=None, description="None: `kv`, or `heads` with `paper`, `none` with `griffin`")
     paper: bool = False
+    griffin: bool = False
     memory: Memory = "kept"
 
     @model_validator(mode="after")
     def _in_effect(self) -> "Probing":
         if self.dynamic is None:
             self._refuse(self.alone, "without `dynamic`, the fraction that each batch leaves out", "Give that too")
+        elif self.griffin:
+            self._refuse(
+                ("state", *self.drawn), "with `griffin`, which the batch alone tells what to keep", "Leave out griffin"
+            )
+            if self.paper or self.attention not in (None, "none"):
+                other = "paper = True" if self.paper else f"attention = {self.attention!r}"
+                raise UserError(
+                    f"griffin prunes MLP channels by its own rule, and {other} was given with it. Leave out one of them."
+                )
         elif self.state is not None:
             self._refuse(self.drawn, f"with state = {str(self.state)!r}, which is calibrated already", "Leave out the state")
         return self

@@ -101,6 +101,21 @@ class TestGenerate:
         assert found["widths"]["ffn"] == {"kept": probed.widths.ffn, "of": 640}
         assert found["calibration"].startswith("8 of ") and "argparse.py" in found["calibration"]
 
+    def test_griffin_needs_no_calibration(self) -> None:
+        model = AutoModelForCausalLM.from_pretrained(default_model(), dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(default_model())
+        ids = tokenizer(PROMPTS[0], return_tensors="pt")
+        whole = model.generate(**ids, max_new_tokens=16, do_sample=False)[0]
+        probed = secateur.probe(model, 0.6, how=ProbePruning.griffin())
+        out = probed.generate(**ids, max_new_tokens=16, do_sample=False)[0]
+        found = result(
+            "generate", str(default_model()), "--prompt", PROMPTS[0], max_new_tokens=16, dtype="fp32", dynamic=0.6, griffin=True
+        )  # fmt: skip
+        assert found["completions"][0]["text"] == tokenizer.decode(out[ids["input_ids"].shape[1] :])
+        assert found["widths"] == {"ffn": {"kept": 256, "of": 640}} and found["calibration"] is None
+        prompted = ids["input_ids"].shape[1] + 1  # and the first token, which the whole model says
+        assert out[:prompted].tolist() == whole[:prompted].tolist() and out.tolist() != whole.tolist()
+
     def test_one_saved_state_is_the_same_tokens_in_two_processes(self, tmp_path: Path) -> None:
         state = tmp_path / "state.safetensors"
         first = generated(default_model(), *PROMPTS, dynamic=0.4, max_new_tokens=16, save_state=state, **DRAWN)
@@ -161,6 +176,18 @@ class TestEval:
         assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(ids)), rel=1e-5)
         assert (found["ratio"], found["batch"], found["online"], found["tokens"]) == (0.3, 8, paper, 1280)
         assert found["overlap"]["in_calibration_text_ratio"] < 0.05
+
+    def test_griffin_evaluates_each_batch_by_its_own_choice(self, dense: tuple[Any, Any]) -> None:
+        model = AutoModelForCausalLM.from_pretrained(default_model(), dtype=torch.float32).eval()
+        probed = secateur.probe(model, 0.3, how=ProbePruning.griffin())
+        ids = windows(tokenise(read_text(EVALUATION, role="evaluation"), dense[1]), seq_len=64, max_tokens=1280).ids
+        with torch.no_grad():
+            losses = [float(probed(part, labels=part, use_cache=False).loss) * len(part) for part in ids.split(8)]
+        options: dict[str, Any] = {"text": EVALUATION, "max_tokens": 1280, "seq_len": 64, "dtype": "fp32"}
+        found = result("eval", str(default_model()), dynamic=0.3, griffin=True, batch=8, **options)
+        assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(ids)), rel=1e-5)
+        assert found["perplexity"] != pytest.approx(result("eval", str(default_model()), **options)["perplexity"], rel=1e-3)
+        assert found["calibration"] is None and found["overlap"] is None
 
     def test_a_saved_state_does_for_a_calibration(self, tmp_path: Path) -> None:
         state = tmp_path / "state.safetensors"
@@ -232,6 +259,13 @@ class TestBench:
         assert found["calibration"].startswith("2 of ") and "text.txt" in found["calibration"]
         assert found["models"][1]["peak_memory_bytes"] > 0
 
+    def test_griffin_is_timed_without_a_calibration(self, checkpoint: Make) -> None:
+        found = result(
+            "bench", str(checkpoint("llama")), dynamic=0.3, griffin=True, batch="2", seq_len="8", new_tokens=2, runs=1
+        )
+        assert found["calibration"] is None and found["models"][1]["peak_memory_bytes"] > 0
+        assert {c["phase"] for c in found["cells"]} == {"prefill", "decode"}
+
 
 WRONG: list[tuple[list[str], dict[str, Any], list[str]]] = [
     (["generate", "MODEL", "--prompt", "a"], {"dynamic": 1.2}, ["dynamic = 1.2", "from 0 and below 1"]),
@@ -246,6 +280,12 @@ WRONG: list[tuple[list[str], dict[str, Any], list[str]]] = [
     (["generate", "MODEL", "--prompt", "a"], {"dynamic": 0.3, "paper": True}, ["keep_first=3", "2 layers"]),
     (["generate", "MODEL", "--prompt", "a"], {"dynamic": 0.3, "rechoose": 0}, ["rechoose = 0", "1 or more"]),
     (["generate", "nowhere/at/all", "--prompt", "a"], {}, ["there is no directory 'nowhere/at/all'"]),
+    (["generate", "MODEL", "--prompt", "a"], {"griffin": True}, ["griffin = True has no effect without `dynamic`"]),
+    (["generate", "MODEL", "--prompt", "a"], {"dynamic": 0.3, "griffin": True, "state": "s"}, ["state = 's'", "batch alone"]),
+    (["generate", "MODEL", "--prompt", "a"], {"dynamic": 0.3, "griffin": True, "save_state": "s"}, ["save_state = 's'"]),
+    (["eval", "MODEL"], {"dynamic": 0.3, "griffin": True, "calibration": "TEXT"}, ["calibration =", "batch alone"]),
+    (["eval", "MODEL"], {"dynamic": 0.3, "griffin": True, "paper": True}, ["paper = True", "one of them"]),
+    (["bench", "MODEL"], {"dynamic": 0.3, "griffin": True, "attention": "kv"}, ["attention = 'kv'", "one of them"]),
     (["eval", "MODEL"], {"dynamic": -0.1}, ["dynamic = -0.1", "from 0 and below 1"]),
     (["eval", "MODEL"], {"dynamic": 0.3, "max_memory": "1GiB"}, ["max_memory = '1GiB'", "memory = 'low'"]),
     (["eval", "MODEL"], {"batch": 3}, ["batch = 3 has no effect without `dynamic`"]),

@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 from secateur.cli.options import Device, Dtype, Json, Model, TrustRemoteCode
 from secateur.cli.output import Output
-from secateur.cli.probing import Attention, Calibration, Dynamic, Memory, Paper, Rechoose, Samples, Seed, State
+from secateur.cli.probing import Attention, Calibration, Dynamic, Griffin, Memory, Paper, Rechoose, Samples, Seed, State
 
 Other = Annotated[str | None, Argument(metavar="OTHER", help="Another checkpoint to compare it with.", show_default=False)]
 Batch = Annotated[str, Option(help="Numbers of sequences.")]
@@ -27,6 +27,7 @@ def bench(
     state: State = None,
     attention: Attention = None,
     paper: Paper = False,
+    griffin: Griffin = False,
     memory: Memory = "kept",
     rechoose: Rechoose = None,
     calibration: Calibration = None,

@@ -6,7 +6,7 @@ from typer import Option
 
 from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, MaxMemory, Model, TrustRemoteCode
 from secateur.cli.output import Output
-from secateur.cli.probing import PROBING, Attention, Calibration, Dynamic, Memory, Paper, Samples, Seed, State
+from secateur.cli.probing import PROBING, Attention, Calibration, Dynamic, Griffin, Memory, Paper, Samples, Seed, State
 
 Text = Annotated[str | None, Option(metavar=TEXT, help="Text to measure on; see `secateur ls presets`.", rich_help_panel=DATA)]
 SeqLen = Annotated[int, Option(help="Tokens of a window; windows do not overlap.", rich_help_panel=DATA)]
@@ -29,6 +29,7 @@ def evaluate(
     state: State = None,
     attention: Attention = None,
     paper: Paper = False,
+    griffin: Griffin = False,
     memory: Memory = "kept",
     calibration: Calibration = None,
     allow_overlap: AllowOverlap = False,

@@ -8,7 +8,19 @@ from typer import Option
 
 from secateur.cli.options import DATA, Device, Dtype, Json, Model, TrustRemoteCode
 from secateur.cli.output import Output
-from secateur.cli.probing import PROBING, Attention, Calibration, Dynamic, Memory, Paper, Rechoose, Samples, Seed, State
+from secateur.cli.probing import (
+    PROBING,
+    Attention,
+    Calibration,
+    Dynamic,
+    Griffin,
+    Memory,
+    Paper,
+    Rechoose,
+    Samples,
+    Seed,
+    State,
+)
 
 Prompt = Annotated[list[str], Option("--prompt", help="Text to continue; may be given several times.", show_default=False)]
 MaxNewTokens = Annotated[int, Option(help="Tokens to add to each prompt at most.")]
@@ -25,6 +37,7 @@ def generate(
     save_state: SaveState = None,
     attention: Attention = None,
     paper: Paper = False,
+    griffin: Griffin = False,
     memory: Memory = "kept",
     rechoose: Rechoose = None,
     calibration: Calibration = None,

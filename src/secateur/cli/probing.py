@@ -28,6 +28,14 @@ Paper = Annotated[
     bool,
     Option("--paper", help="Probe pruning as published: the history follows the batches.", rich_help_panel=PROBING),
 ]
+Griffin = Annotated[
+    bool,
+    Option(
+        "--griffin",
+        help="GRIFFIN: the whole prompt, which itself runs dense, chooses MLP channels; the fraction is of the MLPs alone.",
+        rich_help_panel=PROBING,
+    ),
+]
 Memory = Annotated[
     Literal["kept", "low"],
     Option(help="Keep every layer's compact weights, or have one place for all of them.", rich_help_panel=PROBING),

@@ -97,11 +97,11 @@ def _check_room(settings: BenchSettings, whole: Whole) -> None:
 
 def _probed(settings: BenchSettings, whole: Whole, report: Reporter) -> tuple[Probed, str | None]:
     """The model probed and calibrated, and on what."""
-    leaves = whole.leaves(settings)
-    if not leaves:
+    learns = whole.learns(settings)
+    if not whole.leaves(settings):
         report.warn(f"at a ratio of {settings.dynamic} nothing leaves this model: `dynamic` is the model itself")
-    if not leaves or settings.state is not None:
-        state = State.load(settings.state) if settings.state is not None and leaves else None
+    if not learns or settings.state is not None:
+        state = State.load(settings.state) if settings.state is not None and learns else None
         model = whole.probed(settings, rechoose=settings.rechoose)
         return model, restore(model, state, settings.state) if state and settings.state else None
     binding = whole.source.binding

@@ -47,6 +47,10 @@ class Whole:
         widths = Widths.of(self.source.binding, method(settings), settings.dynamic)
         return widths.heads is not None or widths.ffn is not None
 
+    def learns(self, settings: Probing) -> bool:
+        """Whether it must know of its channels what a calibration or a state says."""
+        return self.leaves(settings) and method(settings).history != "none"
+
     def probed(self, settings: Probing, *, rechoose: int | None = None) -> Probed:
         """Load the model, probed. Raises `UserError` for one whose layers are unequal."""
         assert settings.dynamic is not None
@@ -56,7 +60,9 @@ class Whole:
 
 
 def method(settings: Probing) -> ProbePruning:
-    """The serving form, or the published one, which updates its history as it goes."""
+    """The serving form, the published one, which updates its history as it goes, or GRIFFIN."""
+    if settings.griffin:
+        return ProbePruning.griffin()
     if settings.paper:
         return ProbePruning.paper(attention=settings.attention or "heads")
     return ProbePruning(attention=settings.attention or "kv")

@@ -47,11 +47,11 @@ def evaluate_probed(settings: ProbedEvalSettings, report: Reporter) -> ProbedEva
     whole = Whole.open(
         settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
-    leaves = whole.leaves(settings)
+    learns = whole.learns(settings)
     check_length(whole.source.binding, settings.seq_len)
     tokenizer = load_tokenizer(whole.source.directory, trust_remote_code=settings.trust_remote_code)
-    texts = _texts(settings, whole, tokenizer, calibrates=leaves and settings.state is None, report=report)
-    state = State.load(settings.state) if leaves and settings.state is not None else None
+    texts = _texts(settings, whole, tokenizer, calibrates=learns and settings.state is None, report=report)
+    state = State.load(settings.state) if learns and settings.state is not None else None
     model = whole.probed(settings)
     calibration = texts.drawn.protocol if texts.drawn else None
     if texts.drawn:

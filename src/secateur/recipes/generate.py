@@ -121,6 +121,8 @@ def _known(settings: GenerateSettings, whole: Whole, tokenizer: Tokenizer, repor
             )
         report.say(f"at a ratio of {settings.dynamic} nothing leaves this model, so nothing is calibrated")
         return None
+    if not whole.learns(settings):
+        return None
     if settings.state is not None:
         return State.load(settings.state)
     if settings.save_state is not None and not settings.save_state.absolute().parent.is_dir():

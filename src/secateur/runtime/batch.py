@@ -31,6 +31,8 @@ class Choice:
     kept: dict[Key, Int[Tensor, " kept"]] = field(default_factory=dict)
     steps: int = 0
     """Forward passes since the MLP's channels were chosen."""
+    prompt: int = 0
+    """The first batch's length, where others are to follow it."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,10 @@ class Batch:
     choice: Choice = field(default_factory=Choice)
     state: State = field(default_factory=State)
     fresh: bool = True
+    dense_prompt: bool = False
+    """A prompt runs on the dense layers."""
+    whole: Float[Tensor, "batch token hidden"] | None = None
+    """The dense layers' residual stream, where they run ahead of the smaller ones."""
     due: bool = False
     """The MLP's channels are to be chosen anew though the sequences go on."""
     scratch: dict[int, Scratch] = field(default_factory=dict)
@@ -62,6 +68,18 @@ class Batch:
     def enter(self, hidden: Tensor) -> None:
         """A layer begins."""
         self.entering, self.earlier, self.between = hidden, self.between, None
+
+    @property
+    def begins(self) -> bool:
+        """The dense layers run this pass, at least the prompt in it."""
+        return self.dense_prompt and self.fresh
+
+    @property
+    def dense(self) -> int:
+        """Positions in front whose output is the dense layers': a prompt's that something follows, as a cache or `one_choice` says."""
+        if not self.begins:
+            return 0
+        return self.shape[1] if self.cached else self.choice.prompt
 
     def stream(self, half: str, which: str) -> tuple[Float[Tensor, "batch token hidden"] | None, bool]:
         """The residual stream that the probe is taken from, and whether it is the half's own; None where only its normalised form is

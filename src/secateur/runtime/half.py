@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur import axes
 from secateur.families.binding import Binding
@@ -17,7 +18,7 @@ from secateur.runtime.compact import Rows, Weights, mentions
 from secateur.runtime.history import History
 from secateur.runtime.probe import Probe
 from secateur.runtime.probe_pruning import ProbePruning
-from secateur.runtime.scoring import Reading, best, fused, probe_square, remembered, scores
+from secateur.runtime.scoring import Reading, best, importance, remembered, scores
 from secateur.runtime.selection import Part, select
 
 
@@ -70,6 +71,7 @@ class Half:
     ) -> None:
         self.how, self.number, self.shape, self.dense, self.small = how, number, shape, dense, small
         self.family, self.sizes = binding.family, binding.sizes
+        self.probe = how.probe if shape.name in how.probed else None
         self.norm = next((name for name in shape.block.norm if _has(dense, name)), None)
         device = next(dense.parameters()).device
         sources = {}
@@ -130,22 +132,38 @@ class Half:
     def choose(self, batch: Batch, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Int[Tensor, " kept"]:
         """The units that this batch keeps."""
         key = (self.number, self.shape.name)
-        history, probe = batch.state.histories.get(key), self.how.probe
-        if (
-            probe is None
-            or self.shape.name not in self.how.probed
-            or (history is not None and not self.pays(batch.shape, probe))
-        ):
+        history, probe = batch.state.histories.get(key), self.probe
+        if probe is None or (history is not None and not self.pays(batch.shape, probe)):
             assert history is not None
             if self.fixed is None or self.fixed[0] is not history or history.changes != self.fixed[1]:
                 score = scores(remembered(history, self.how), self.reading, self.how.metric)
                 chosen = Chosen(*key, None, score, best(score, self.shape.count, self.shape.groups))
                 self.fixed = (history, history.changes, chosen)
-            chosen = self.fixed[2]
-        else:
-            part, c = self._probed(batch, probe, history, args, kwargs)
-            score = scores(c, self.reading, self.how.metric)
-            chosen = Chosen(*key, part, score, best(score, self.shape.count, self.shape.groups))
+            batch.note(self.fixed[2])
+            return self.fixed[2].kept
+        return self._scored(batch, *self._probed(batch, probe, args, kwargs))
+
+    def watch(self, current: Callable[[], Batch | None]) -> RemovableHandle:
+        """Choose by a whole prompt while the dense layer runs it, which costs no probe."""
+
+        def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            batch, key = current(), (self.number, self.shape.name)
+            if self.probe is None or batch is None or not batch.begins or key in batch.choice.kept:
+                return
+            x = args[0].detach()
+            samples, tokens = (torch.arange(size, device=x.device) for size in batch.shape)
+            x = x.unflatten(0, batch.shape) if x.ndim == 2 else x
+            batch.choice.kept[key] = self._scored(batch, Part(samples, tokens), x)
+
+        return self.dense.get_submodule(self.shape.reader).register_forward_pre_hook(see)
+
+    def _scored(self, batch: Batch, part: Part, x: Float[Tensor, "sample token channel"]) -> Int[Tensor, " kept"]:
+        """The units to keep, by what the output matrix would read (`x`) of a part of the batch."""
+        key = (self.number, self.shape.name)
+        valid = None if batch.valid is None else part.of(batch.valid)
+        c = importance(x, part.tokens, batch.state.histories.get(key), self.how, valid)
+        score = scores(c, self.reading, self.how.metric)
+        chosen = Chosen(*key, part, score, best(score, self.shape.count, self.shape.groups))
         batch.note(chosen)
         return chosen.kept
 
@@ -159,8 +177,8 @@ class Half:
         )  # fmt: skip
 
     def _probed(
-        self, batch: Batch, probe: Probe, history: History | None, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Part, Float[Tensor, " channel"]]:
+        self, batch: Batch, probe: Probe, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Part, Float[Tensor, "sample token channel"]]:
         given = dict(kwargs)
         entering = args[0] if args else given.pop("hidden_states")
         normed = entering.unflatten(0, batch.shape) if entering.ndim == 2 else entering
@@ -171,9 +189,7 @@ class Half:
         else:
             first = part.of(stream)
             first = first if self.norm is None else self.dense.get_submodule(self.norm).forward(first)
-        x = self.ahead.run(first, part, batch.shape, args[1:], given)
-        valid = None if batch.valid is None else part.of(batch.valid)
-        return part, fused(probe_square(x, valid), part.tokens, history, self.how, valid)
+        return part, self.ahead.run(first, part, batch.shape, args[1:], given)
 
     def _compensate(self, kept: Int[Tensor, " kept"], history: History | None) -> None:
         """The mean of what was dropped, through the output matrix, into the bias."""

@@ -12,6 +12,7 @@ from secateur import axes
 from secateur.errors import UserError
 from secateur.families.binding import Binding, bind
 from secateur.families.resize import resize_layer
+from secateur.runtime import prompt
 from secateur.runtime.ahead import twin
 from secateur.runtime.batch import Batch, Choice, Chosen
 from secateur.runtime.compact import Scratch
@@ -117,6 +118,8 @@ class Probed:
         for half in halves:
             half.install(self._current)
             self._halves[number, half.shape.name] = half
+            if self.how.prompt == "dense":
+                self._handles.append(half.watch(lambda: self._batch))
         return small
 
     def _intercept(self, number: int, layer: nn.Module, small: nn.Module | None) -> None:
@@ -126,12 +129,14 @@ class Probed:
             batch = self._batch
             if batch is None:
                 return dense(*args, **kwargs)
-            batch.enter(args[0] if args else kwargs["hidden_states"])
+            if not args:
+                args = (kwargs.pop("hidden_states"),)
+            batch.enter(args[0])
             cache = next((c for c in (*args, *kwargs.values()) if hasattr(c, "get_seq_length")), None)
             if cache is not None:
                 setattr(cache, TAG, batch.choice)
                 batch.cached = True
-            return small(*args, **kwargs) if small is not None else dense(*args, **kwargs)
+            return dense(*args, **kwargs) if small is None else prompt.run(dense, small, batch, args, kwargs)
 
         def between(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             if self._batch is not None:
@@ -164,11 +169,13 @@ class Probed:
             )
         if self._halves:
             self._needs_history()
+        if self._held is not None and not choice.prompt:
+            choice.prompt = shape[1]
         choice.steps += bool(choice.kept)
         due = self.rechoose is not None and choice.steps > 0 and choice.steps % self.rechoose == 0
         self._batch = Batch(
             shape=shape, valid=valid, choice=choice, state=self.state, fresh=fresh, due=due, scratch=self._scratch,
-            low=self.memory == "low", record=self._record,
+            low=self.memory == "low", record=self._record, dense_prompt=self.how.prompt == "dense",
         )  # fmt: skip
 
     def _needs_history(self) -> None:

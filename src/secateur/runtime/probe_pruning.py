@@ -33,8 +33,10 @@ class ProbePruning:
     score of c and the output matrix. `attention`: what leaves there: whole key-value heads; query heads, as many in each
     key-value head's group; query heads wherever they are (keys and values are then gathered once for each head that reads them);
     or nothing. `mlp`: whether channels leave. `compensate`: "mean" puts the mean of what was dropped into the output. `ema`: the
-    weight of the past when the history is updated online; None freezes it. `keep_first`: layers that stay dense. `cost`: where a
-    probe does not pay (few tokens), the history chooses, if there is one.
+    weight of the past when the history is updated online; None freezes it. `prompt`: "dense" runs a prompt on the dense layers, the
+    whole of it as a probe that costs nothing, and what follows it on what it chose; a pass that nothing follows, as it leaves no
+    cache, runs itself on that, after the dense layers have. `keep_first`: layers that stay dense. `cost`: where a probe does not
+    pay (few tokens), the history chooses, if there is one.
     `share_ratio`: "paper" prunes the other layers more for these, rounds down to whole heads, and channels up to
     `round_to`; "plain" prunes every layer that is pruned by the ratio itself, to the nearest count.
     """
@@ -45,11 +47,12 @@ class ProbePruning:
     probed: tuple[Literal["attention", "mlp"], ...] = ("mlp",)
     history: Literal["channel", "position", "none"] = "channel"
     fusion: Literal["scaled"] | float = "scaled"
-    metric: Literal["ppsp", "wanda-sp", "flap"] = "ppsp"
+    metric: Literal["ppsp", "wanda-sp", "flap", "griffin"] = "ppsp"
     attention: Attention = "kv"
     mlp: bool = True
     compensate: Literal["none", "mean"] = "mean"
     ema: float | None = None
+    prompt: Literal["pruned", "dense"] = "pruned"
     keep_first: int = 0
     cost: Cost = field(default_factory=Cost)
     share_ratio: Literal["plain", "paper"] = "plain"
@@ -60,6 +63,16 @@ class ProbePruning:
             raise UserError("a half has neither a probe nor a history, so nothing says what to skip. Give one of them.")
         if self.metric == "flap" and self.probe is not None:
             raise UserError("the metric `flap` needs variances, which a probe does not have. Use it with probe=None.")
+        if self.metric == "griffin" and (self.probe is None or self.history != "none" or self.attention != "none"):
+            raise UserError(
+                "the metric `griffin` is of MLP channels, and of the batch alone. Use it with a probe, history='none' and "
+                "attention='none', as ProbePruning.griffin() does."
+            )
+        if self.prompt == "dense" and (self.attention != "none" or self.ema is not None):
+            raise UserError(
+                "a dense prompt fills the key-value cache of all heads, and shows no history what is kept. Use prompt='dense' with "
+                "attention='none' and ema=None."
+            )
         if self.compensate == "mean" and self.history == "none":
             raise UserError("compensate='mean' needs a history. Use compensate='none' without one.")
         if self.fusion != "scaled" and not 0 <= self.fusion <= 1:
@@ -80,4 +93,12 @@ class ProbePruning:
             probe=probe or Probe(least=2, most=1.0, first=10), history="position", attention=attention, compensate="none", ema=0.99,
             keep_first=keep_first, share_ratio="paper", round_to=round_to, probed=("attention", "mlp"),
             cost=Cost(share=math.inf),
+        )  # fmt: skip
+
+    @classmethod
+    def griffin(cls) -> "ProbePruning":
+        """GRIFFIN (`runtime/griffin.py`): MLP channels by the whole prompt, which itself runs dense. Needs no calibration."""
+        return cls(
+            probe=Probe(tokens=1.0, samples=1.0, most=1.0), history="none", metric="griffin", attention="none", compensate="none",
+            prompt="dense",
         )  # fmt: skip

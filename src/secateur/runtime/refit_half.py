@@ -32,9 +32,9 @@ class Half:
         self.number = number
         self.entry = small.get_submodule(block.entry)
         self.reader: Any = small.get_submodule(path)
-        weight: Any = lost.get_submodule(path).weight.detach()
+        weight = lost.get_parameter(f"{path}.weight").detach()
         self.last: Tensor = weight if 0 in self.spec.inputs else weight.mT  # [lost, out]
-        self.lost, self.outputs = self.last.shape
+        self.lost, self.outputs = map(int, self.last.size())
         self.width: int = self.reader.weight.shape[min(self.spec.inputs)]
         self.ahead = Ahead(lost, block, path, self.outputs, binding.family)
 

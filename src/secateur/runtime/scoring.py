@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from secateur.errors import UserError
+from secateur.runtime.griffin import statistic
 from secateur.runtime.history import History
 from secateur.runtime.probe_pruning import ProbePruning
 
@@ -17,7 +18,8 @@ TINY = 1e-6  # in the denominator of the fusion, as the paper's code has it
 class Reading:
     """What a score needs of the matrix that reads the channels: computed once, float32 [channel].
 
-    `power`: the sum over outputs of |W|^p to the 1/q, of each metric: (sum W^4)^(1/2), sum |W|, sum W^2.
+    `power`: the sum over outputs of |W|^p to the 1/q, of each metric: (sum W^4)^(1/2), sum |W|, sum W^2; one
+    for griffin, which looks at no weights.
     """
 
     power: Float[Tensor, " channel"]
@@ -29,9 +31,23 @@ class Reading:
             "ppsp": lambda w: w.square().square().sum(1).sqrt(),
             "wanda-sp": lambda w: w.abs().sum(1),
             "flap": lambda w: w.square().sum(1),
+            "griffin": lambda w: w.new_ones(len(w)),
         }
         rows = [sums[metric](part.double()) for part in weight.split(1024)]
         return cls(power=torch.cat(rows).float(), units=units)
+
+
+def importance(
+    x: Float[Tensor, "sample token channel"],
+    tokens: Int[Tensor, " token"],
+    history: History | None,
+    how: ProbePruning,
+    valid: Bool[Tensor, "sample token"] | None,
+) -> Float[Tensor, " channel"]:
+    """What the probed tokens, of these positions, and the history say of each channel."""
+    if how.metric == "griffin":
+        return statistic(x, valid)
+    return fused(probe_square(x, valid), tokens, history, how, valid)
 
 
 def probe_square(
@@ -70,7 +86,7 @@ def remembered(history: History, how: ProbePruning) -> Float[Tensor, " channel"]
 
 
 def scores(c: Float[Tensor, " channel"], reading: Reading, metric: str) -> Float[Tensor, " unit"]:
-    """Larger stays. Unit: (activation x weight)^2 for ppsp and flap, activation x weight for wanda-sp."""
+    """Larger stays. Unit: (activation x weight)^2 for ppsp and flap, activation x weight for wanda-sp, none for griffin."""
     if metric == "ppsp":
         return torch.linalg.vector_norm((c * reading.power).view(reading.units, -1), dim=1)
     channel = c.sqrt() if metric == "wanda-sp" else c

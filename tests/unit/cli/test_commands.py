@@ -28,7 +28,7 @@ from secateur.version import __version__
 
 MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
 PROBING = {
-    "--dynamic", "--state", "--attention", "--paper", "--memory", "--rechoose", "--calibration", "--samples", "--seed",
+    "--dynamic", "--state", "--attention", "--paper", "--griffin", "--memory", "--rechoose", "--calibration", "--samples", "--seed",
 }  # fmt: skip
 FLAGS = {
     "prune": MACHINE | {
