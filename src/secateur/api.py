@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from secateur.recipes.prune import Forecast, PruneResult
     from secateur.runtime.model import Memory, Probed
     from secateur.runtime.probe_pruning import ProbePruning
+    from secateur.runtime.selected import Gather
     from secateur.settings import Axis, Bos, Dtype, Effort
 
 
@@ -155,6 +156,7 @@ def probe(
     how: "ProbePruning | None" = None,
     memory: "Memory" = "kept",
     rechoose: int | None = None,
+    gather: "Gather" = "copy",
 ) -> "Probed":
     """Prune a Hugging Face causal language model in memory anew for each batch. It is changed in place; `dense()` changes it back.
 
@@ -163,7 +165,7 @@ def probe(
     """
     from secateur.runtime.model import Probed
 
-    return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose)
+    return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose, gather=gather)
 
 
 def _spelled(options: Any) -> dict[str, Any]:
