@@ -186,8 +186,8 @@ class Half:
         self, batch: Batch, probe: Probe, history: History | None, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Part, Float[Tensor, " channel"]]:
         given = dict(kwargs)
-        entering = args[0] if args else given.pop("hidden_states", None)
-        normed = entering.unflatten(0, batch.shape) if entering is not None and entering.ndim == 2 else entering
+        entering: Any = args[0] if args else given.pop("hidden_states", None)
+        normed: Any = entering.unflatten(0, batch.shape) if entering is not None and entering.ndim == 2 else entering
         stream, own = batch.stream(self.shape.name, probe.stream)
         part = select(stream if stream is not None and probe.rank != "normed" else normed, batch.valid, probe)
         if own or stream is None:

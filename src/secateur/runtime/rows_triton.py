@@ -6,7 +6,7 @@ are multiplied as such and not as TF32.
 """
 
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +46,7 @@ class Tile:
         """Not tuned: no device was at hand."""
         wide = dtype.itemsize == 4
         most = 64 if wide else 128
-        return cls(tokens=min(most, max(16, triton.next_power_of_2(tokens))), outputs=most)
+        return cls(tokens=min(most, max(16, 1 << (tokens - 1).bit_length())), outputs=most)
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -87,8 +87,9 @@ def _multiply(
         return y
     tile = tile or Tile.of(len(flat), x.dtype)
     grid = (triton.cdiv(len(flat), tile.tokens) * triton.cdiv(outputs, tile.outputs),)
+    launch: Any = _product[grid]
     with torch.cuda.device(x.device if x.is_cuda else -1):  # Triton launches on the current device
-        _product[grid](
+        launch(
             flat, weight, index, weight if bias is None else bias, y, len(flat), outputs, flat.shape[1],
             flat.stride(0), weight.stride(0), TO_ROWS=to_rows, BIASED=bias is not None, TOKENS=tile.tokens,
             OUTPUTS=tile.outputs, INPUTS=tile.inputs, GROUP=tile.group, WIDEN=x.dtype == torch.bfloat16 and not x.is_cuda,
