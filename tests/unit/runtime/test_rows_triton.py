@@ -23,7 +23,7 @@ SMALL = {"tokens": 16, "outputs": 16, "inputs": 16, "group": 2}
 
 def work(*args: str, **env: str) -> str:
     """What the worker prints. It finds the package where this process does."""
-    places = os.pathsep.join(path for path in sys.path if path)
+    places = os.pathsep.join([str(Path(__file__).parents[3]), *(path for path in sys.path if path)])
     given = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", **env}
     done = subprocess.run([sys.executable, str(WORKER), *args], capture_output=True, text=True, env=given, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -92,6 +92,27 @@ def test_the_kernel_computes_the_product(interpreted, number):
     eager = {"to": rows_eager.to_rows, "from": rows_eager.from_rows}[given["side"]]
     same = eager(given["x"], given["weight"], given["index"], given["bias"])
     assert bool(((found.double() - same.double()).abs() <= 2 * UNIT[found.dtype] * size).all())
+
+
+@needs_triton
+def test_a_model_computes_with_the_kernel_what_it_does_with_copies():
+    """The dense weights as they lie in the model, with biases, as Conv1D, and several matrices in one."""
+    matrices = {"llama-bias": 7, "gpt2": 4, "opt": 6, "bloom": 4, "phi3": 4}
+    found = [json.loads(line) for line in work("models", *matrices).splitlines()]
+    assert {one["variant"]: one["calls"] for one in found} == {variant: 2 * count for variant, count in matrices.items()}
+    assert all(one["difference"] <= 1e-5 for one in found), found
+
+
+@needs_triton
+def test_what_the_kernel_takes():
+    from secateur.runtime import rows_triton
+
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    with torch.no_grad():
+        assert rows_triton.takes(x.requires_grad_(), weight)
+        assert not rows_triton.takes(x.double(), weight.double())
+        assert not rows_triton.takes(x.half(), weight)
+    assert not rows_triton.takes(x, weight)
 
 
 @needs_triton

@@ -1,6 +1,7 @@
 """Runs by itself, as a process that has Triton's interpreter or its compiler, and no checks of annotations.
 
 python triton_worker.py interpret FILE     FILE holds cases; the kernel's results are put into FILE.out
+python triton_worker.py models VARIANT...  prints how far tiny models are from copying, and how often the kernel ran
 python triton_worker.py compile            prints, for each device, dtype and side, what the code uses
 python triton_worker.py missing            prints what is said where Triton is not installed
 """
@@ -23,6 +24,35 @@ def interpret(path: str) -> None:
         tile = rows_triton.Tile(**case["tile"]) if case["tile"] else None
         found.append(product(case["x"], case["weight"], case["index"], case["bias"], tile))
     torch.save(found, f"{path}.out")
+
+
+def models(*variants: str) -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    import secateur
+    from secateur.runtime import rows_triton, selected
+    from tests.contract.tiny import VARIANTS, tiny_model, tiny_tokens
+
+    calls = []
+
+    def products(x, weight):
+        calls.append(rows_triton.takes(x, weight))
+        return rows_triton
+
+    selected.products = products  # as if the device were a GPU
+    for variant in variants:
+        logits = []
+        for gather in ("copy", "kernel"):
+            model_type, overrides = VARIANTS[variant]
+            model = secateur.probe(tiny_model(model_type, torch.float32, **overrides), 0.5, memory="low", gather=gather)
+            model.calibrate(tiny_tokens(8, 9, seed=1))
+            with torch.no_grad():
+                logits.append(model(tiny_tokens(3, 9)).logits)
+        assert all(calls)
+        difference = float((logits[0] - logits[1]).abs().max() / logits[0].abs().max())
+        print(json.dumps({"variant": variant, "calls": len(calls), "difference": difference}))
+        calls.clear()
 
 
 def compile_all() -> None:
@@ -66,4 +96,4 @@ def missing() -> None:
 
 
 if __name__ == "__main__":
-    {"interpret": interpret, "compile": compile_all, "missing": missing}[sys.argv[1]](*sys.argv[2:])
+    {"interpret": interpret, "models": models, "compile": compile_all, "missing": missing}[sys.argv[1]](*sys.argv[2:])
