@@ -80,11 +80,10 @@ def test_in_place_compiles_once(monkeypatch):
     plain = probed("llama", dtype=torch.float32)
     torch._dynamo.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # or its checks are compiled too, in one function for all
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     kept = set()
     for seed in range(6):
         ids = tiny_tokens(3, LENGTH, seed=seed)
-        with torch.no_grad(), model.recorded() as seen:
+        with torch.no_grad(), model.recorded() as seen, torch._dynamo.config.patch(error_on_recompile=True):
             found = model(ids, use_cache=False).logits
             torch.testing.assert_close(found, plain(ids, use_cache=False).logits, rtol=1e-4, atol=1e-4)
         kept.add(str([c.kept.tolist() for c in seen]))
