@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.runtime.probe_pruning import ProbePruning
     from secateur.runtime.probe_refit import ProbeRefit
     from secateur.runtime.refitted import Refitted
+    from secateur.runtime.selected import Gather
     from secateur.settings import Axis, Bos, Dtype, Effort
 
 
@@ -159,6 +160,7 @@ def probe(
     how: "ProbePruning | None" = None,
     memory: "Memory" = "kept",
     rechoose: int | None = None,
+    gather: "Gather" = "copy",
 ) -> "Probed": ...
 @overload
 def probe(
@@ -172,6 +174,7 @@ def probe(
     how: Any = None,
     memory: "Memory" = "kept",
     rechoose: int | None = None,
+    gather: "Gather" = "copy",
 ) -> "Probed | Refitted":
     """Make a Hugging Face causal language model smaller for each batch anew, by what a part of the batch says.
 
@@ -192,9 +195,12 @@ def probe(
         from secateur.runtime.model import Probed
 
         assert ratio is not None
-        return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose)
-    if rechoose is not None:
-        raise UserError(f"rechoose={rechoose} has no effect with `small`, whose channels are chosen already. Leave it out.")
+        return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose, gather=gather)
+    if rechoose is not None or gather != "copy":
+        raise UserError(
+            f"rechoose={rechoose} and gather={gather!r} are of a model that chooses its channels, and with `small` they are chosen "
+            "already. Leave both out."
+        )
     from secateur.export.load import load_pruned
     from secateur.runtime.refitted import Refitted
 

@@ -234,15 +234,14 @@ def test_a_row_of_padding_alone_changes_nothing_for_the_others():
     torch.testing.assert_close(found[:2], expected, **EXACT)
 
 
-def test_compiled_halves_do_not_compile_anew_for_what_a_batch_keeps(monkeypatch):
+def test_compiled_halves_do_not_compile_anew_for_what_a_batch_keeps():
     model = probed("llama", dtype=torch.float32).compile(backend="eager", dynamic=False)
     plain = probed("llama", dtype=torch.float32)
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     kept = set()
     for seed in range(6):
         ids = tiny_tokens(3, LENGTH, seed=seed)
-        with torch.no_grad(), model.recorded() as seen:
+        with torch.no_grad(), model.recorded() as seen, torch._dynamo.config.patch(error_on_recompile=True):
             torch.testing.assert_close(model(ids, use_cache=False).logits, plain(ids, use_cache=False).logits)
         kept.add(str([c.kept.tolist() for c in seen]))
     assert len(kept) > 1

@@ -1,5 +1,6 @@
 """What the layers of one forward pass share: the batch's shape and padding, its choice, and the residual streams they saw."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ class Chosen(NamedTuple):
     part: Part | None
     scores: Float[Tensor, " unit"]
     kept: Int[Tensor, " kept"]
+
+    def tensors(self) -> list[Tensor]:
+        return [*(self.part or ()), self.scores, self.kept]
 
 
 @dataclass(kw_only=True)
@@ -62,6 +66,8 @@ class Batch:
     """The one in front of the current layer's MLP, once its norm was called."""
     earlier: Float[Tensor, "batch token hidden"] | None = None
     """The one in front of the MLP of the layer before."""
+    begun: dict[Key, Callable[[], Chosen]] = field(default_factory=dict)
+    """Choices that are being made on a second stream: each is called for its result, once."""
     record: list[Chosen] | None = None
     unfit: list[tuple[int, Tensor]] = field(default_factory=list)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secateur import axes
 from secateur.axes import Sizes, Spec, Term
+from secateur.runtime.selected import Selected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +87,33 @@ class Weights:
     """The pruned weights of one half of one layer: from the dense layer's tensors into those of its smaller copy.
 
     `sources`: name -> (the dense weight with the pruned dimension first, its rows, whether the weight itself has it first).
-    `targets`: name -> the smaller layer's parameter.
+    `targets`: name -> the smaller layer's parameter. `selected`: the modules that can read rows in place, by the names of what they
+    then need no copy of.
     """
 
     sources: Mapping[str, tuple[Tensor, Rows, bool]]
     targets: Mapping[str, nn.Parameter]
+    selected: Mapping[str, Selected] = field(default_factory=dict)
     loaded: tuple[Scratch, Tensor] | None = None
     """Where, and for which kept units, the smaller layer's weights are."""
 
-    def load(self, kept: Int[Tensor, " kept"], scratch: Scratch) -> None:
-        """Make the smaller layer compute with the kept units."""
+    def load(self, kept: Int[Tensor, " kept"], scratch: Scratch, *, in_place: bool = False) -> None:
+        """Make the smaller layer compute with the kept units; `in_place`: without copying the rows that are `selected`."""
         indices: dict[object, Tensor] = {}
         for name, (source, rows, first) in self.sources.items():
             index = indices.get(rows.layout)
             if index is None:
                 index = indices[rows.layout] = rows.index(kept)
+            if name in self.selected:
+                self.selected[name].index = index if in_place else None
+                if in_place:
+                    continue
             place = scratch.place(name, torch.Size((len(index), *source.shape[1:])), source)
             torch.index_select(source, 0, index, out=place)
             target = place if first else place.mT
             if self.targets[name].data_ptr() != target.data_ptr():
                 self.targets[name].data = target
-        self.loaded = (scratch, kept)
+        self.loaded = None if in_place else (scratch, kept)
 
     def holds(self, kept: Int[Tensor, " kept"], scratch: Scratch, *, shared: bool) -> bool:
         """Whether the weights are there already. Comparing the kept units waits for a device; the same tensor needs none."""

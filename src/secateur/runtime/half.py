@@ -1,5 +1,6 @@
 """One half of one layer, attention or MLP: chooses what a batch keeps of it, and runs with that alone."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from secateur.runtime.ahead import Ahead
 from secateur.runtime.batch import Batch, Chosen
 from secateur.runtime.compact import Rows, Weights, mentions
 from secateur.runtime.history import History
+from secateur.runtime.overlap import Overlap
 from secateur.runtime.probe import Probe
 from secateur.runtime.probe_pruning import ProbePruning
 from secateur.runtime.scoring import Reading, best, importance, remembered, scores
+from secateur.runtime.selected import Gather, require, select_in_place
 from secateur.runtime.selection import Part, select
 
 
@@ -64,27 +67,35 @@ class Entry(nn.Module):
 
 
 class Half:
-    """`dense` is the model's own layer, `small` its copy at the sizes that stay, whose weights this half loads."""
+    """`dense` is the model's own layer, `small` its copy at the sizes that stay, whose weights this half loads, or, with
+    `gather="kernel"`, reads in place for a batch that no other follows."""
 
     def __init__(
-        self, binding: Binding, how: ProbePruning, number: int, shape: Shape, dense: nn.Module, small: nn.Module
-    ) -> None:
+        self, binding: Binding, how: ProbePruning, number: int, shape: Shape, dense: nn.Module, small: nn.Module,
+        gather: Gather = "copy",
+    ) -> None:  # fmt: skip
         self.how, self.number, self.shape, self.dense, self.small = how, number, shape, dense, small
+        self.key = (number, shape.name)
         self.family, self.sizes = binding.family, binding.sizes
         self.probe = how.probe if shape.name in how.probed else None
         self.norm = next((name for name in shape.block.norm if _has(dense, name)), None)
         device = next(dense.parameters()).device
-        sources = {}
+        sources, reading = {}, {}
         for name, spec in binding.layer.items():
             if mentions(spec, shape.unit):
                 rows = Rows.of(spec, binding.sizes, shape.unit, device)
                 sources[name] = (_rows_first(dense.get_parameter(name), rows.dim), rows, rows.dim == 0)
+                reading[name] = rows.dim in spec.inputs
         self.weights = Weights(sources=sources, targets={name: small.get_parameter(name) for name in sources})
         self.source = sources[f"{shape.reader}.weight"][0]  # [channel, out]
         self.reading = Reading.of(self.source, how.metric, shape.units)
         self.ahead = Ahead(dense, shape.block, shape.reader, self.source.shape[1], binding.family)
-        self.entry = Entry(small.get_submodule(shape.block.entry), self.called)
         self._bias(small.get_submodule(shape.reader))
+        if gather == "kernel":
+            require(device)
+            self.weights.selected = select_in_place(small, {name: source for name, (source, _, _) in sources.items()}, reading)
+        self.entry = Entry(small.get_submodule(shape.block.entry), self.called)
+        self.early = shape.name == "mlp" and how.probe is not None and how.probe.early and _lone(self.entry.inner)
         self.means: tuple[History, int, Tensor] | None = None
         self.fixed: tuple[History, int, Chosen] | None = None  # what a history chose, and at which of its changes
 
@@ -110,18 +121,32 @@ class Half:
         entry, reader = self.shape.block.entry, self.shape.reader
         return f"{entry}.inner{reader.removeprefix(entry)}" if reader.startswith(entry + ".") else reader
 
+    def begin(self, batch: Batch, overlap: Overlap) -> None:
+        """The layer begins. Where the probe needs no more than is known now, it runs beside what comes in front of this half."""
+        if not self.early or batch.begins or not self._due(batch) or self._probe(batch) is None:
+            return
+        stream, _ = batch.stream(self.shape.name, "earlier")
+        assert stream is not None
+        reads = [stream] if batch.valid is None else [stream, batch.valid]
+        batch.begun[self.key] = overlap.begin(lambda: self.choose(batch, (), {}), reads, Chosen.tensors)
+
+    def _due(self, batch: Batch) -> bool:
+        """Whether this pass is to choose."""
+        return self.key not in batch.choice.kept or (self.shape.unit == "ffn" and batch.due)
+
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The half's first module is about to run for the whole batch."""
         batch = self.current()
-        key = (self.number, self.shape.name)
-        kept = batch.choice.kept.get(key)
-        if kept is None or (self.shape.unit == "ffn" and batch.due):
-            kept = self.choose(batch, args, kwargs)
-            batch.choice.kept[key] = kept
+        if self._due(batch):
+            begun = batch.begun.pop(self.key, None)
+            chosen = self.choose(batch, args, kwargs) if begun is None else begun()
+            batch.note(chosen)
+            batch.choice.kept[self.key] = chosen.kept
+        kept = batch.choice.kept[self.key]
         scratch, shared = batch.place(self.number, fixed=self.fixed is not None and kept is self.fixed[2].kept)
-        history = batch.state.histories.get(key)
+        history = batch.state.histories.get(self.key)
         if not self.weights.holds(kept, scratch, shared=shared):
-            self.weights.load(kept, scratch)
+            self.weights.load(kept, scratch, in_place=shared and bool(self.weights.selected))
             self._compensate(kept, history)
         elif history is not None and not self._knows(history):  # the same units, of another state
             self._compensate(kept, history)
@@ -129,43 +154,47 @@ class Half:
             if self.shape.unit != "ffn" and isinstance(kwargs.get(name), Tensor):
                 kwargs[name] = _heads(kwargs[name], text, kept, self.sizes)
 
-    def choose(self, batch: Batch, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Int[Tensor, " kept"]:
-        """The units that this batch keeps."""
-        key = (self.number, self.shape.name)
-        history, probe = batch.state.histories.get(key), self.probe
-        if probe is None or (history is not None and not self.pays(batch.shape, probe)):
-            assert history is not None
-            if self.fixed is None or self.fixed[0] is not history or history.changes != self.fixed[1]:
-                score = scores(remembered(history, self.how), self.reading, self.how.metric)
-                chosen = Chosen(*key, None, score, best(score, self.shape.count, self.shape.groups))
-                self.fixed = (history, history.changes, chosen)
-            batch.note(self.fixed[2])
-            return self.fixed[2].kept
-        return self._scored(batch, *self._probed(batch, probe, args, kwargs))
+    def choose(self, batch: Batch, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Chosen:
+        """What this batch keeps. `args` and `kwargs`: what the half's first module is called with; nothing where it is not yet."""
+        history, probe = batch.state.histories.get(self.key), self._probe(batch)
+        if probe is not None:
+            return self._scored(batch, *self._probed(batch, probe, args, kwargs))
+        assert history is not None
+        if self.fixed is None or self.fixed[0] is not history or history.changes != self.fixed[1]:
+            score = scores(remembered(history, self.how), self.reading, self.how.metric)
+            chosen = Chosen(*self.key, None, score, best(score, self.shape.count, self.shape.groups))
+            self.fixed = (history, history.changes, chosen)
+        return self.fixed[2]
+
+    def _probe(self, batch: Batch) -> Probe | None:
+        """How this batch is probed; None where the history chooses."""
+        probe = self.probe
+        if probe is None:
+            return None
+        return probe if self.key not in batch.state.histories or self.pays(batch.shape, probe) else None
 
     def watch(self, current: Callable[[], Batch | None]) -> RemovableHandle:
         """Choose by a whole prompt while the dense layer runs it, which costs no probe."""
 
         def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            batch, key = current(), (self.number, self.shape.name)
-            if self.probe is None or batch is None or not batch.begins or key in batch.choice.kept:
+            batch = current()
+            if self.probe is None or batch is None or not batch.begins or self.key in batch.choice.kept:
                 return
             x = args[0].detach()
             samples, tokens = (torch.arange(size, device=x.device) for size in batch.shape)
             x = x.unflatten(0, batch.shape) if x.ndim == 2 else x
-            batch.choice.kept[key] = self._scored(batch, Part(samples, tokens), x)
+            chosen = self._scored(batch, Part(samples, tokens), x)
+            batch.note(chosen)
+            batch.choice.kept[self.key] = chosen.kept
 
         return self.dense.get_submodule(self.shape.reader).register_forward_pre_hook(see)
 
-    def _scored(self, batch: Batch, part: Part, x: Float[Tensor, "sample token channel"]) -> Int[Tensor, " kept"]:
-        """The units to keep, by what the output matrix would read (`x`) of a part of the batch."""
-        key = (self.number, self.shape.name)
+    def _scored(self, batch: Batch, part: Part, x: Float[Tensor, "sample token channel"]) -> Chosen:
+        """By what the output matrix would read (`x`) of a part of the batch."""
         valid = None if batch.valid is None else part.of(batch.valid)
-        c = importance(x, part.tokens, batch.state.histories.get(key), self.how, valid)
+        c = importance(x, part.tokens, batch.state.histories.get(self.key), self.how, valid)
         score = scores(c, self.reading, self.how.metric)
-        chosen = Chosen(*key, part, score, best(score, self.shape.count, self.shape.groups))
-        batch.note(chosen)
-        return chosen.kept
+        return Chosen(*self.key, part, score, best(score, self.shape.count, self.shape.groups))
 
     def pays(self, shape: tuple[int, int], probe: Probe) -> bool:
         """Whether a batch of that shape is worth a probe."""
@@ -180,10 +209,10 @@ class Half:
         self, batch: Batch, probe: Probe, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Part, Float[Tensor, "sample token channel"]]:
         given = dict(kwargs)
-        entering = args[0] if args else given.pop("hidden_states")
-        normed = entering.unflatten(0, batch.shape) if entering.ndim == 2 else entering
+        entering: Any = args[0] if args else given.pop("hidden_states", None)
+        normed: Any = entering.unflatten(0, batch.shape) if entering is not None and entering.ndim == 2 else entering
         stream, own = batch.stream(self.shape.name, probe.stream)
-        part = select(stream if stream is not None and probe.rank == "residual" else normed, batch.valid, probe)
+        part = select(stream if stream is not None and probe.rank != "normed" else normed, batch.valid, probe)
         if own or stream is None:
             first = part.of(normed)
         else:
@@ -218,9 +247,8 @@ class Half:
         past = self.how.ema
         if past is None or not batch.state.online or not batch.fresh:
             return
-        key = (self.number, self.shape.name)
         x = args[0].unflatten(0, batch.shape) if args[0].ndim == 2 else args[0]
-        batch.state.histories[key].follow(x, self.channels(batch.choice.kept[key]), batch.valid, past)
+        batch.state.histories[self.key].follow(x, self.channels(batch.choice.kept[self.key]), batch.valid, past)
 
 
 def _has(layer: nn.Module, name: str) -> bool:
@@ -229,6 +257,12 @@ def _has(layer: nn.Module, name: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def _lone(module: nn.Module) -> bool:
+    """Whether a module is called with one argument (bloom's MLP is given the residual stream as well)."""
+    given = inspect.signature(module.forward).parameters.values()
+    return sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in given) <= 1
 
 
 def _rows_first(weight: nn.Parameter, dim: int) -> Tensor:

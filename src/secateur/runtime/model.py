@@ -19,8 +19,10 @@ from secateur.runtime.compact import Scratch
 from secateur.runtime.half import Half, Shape
 from secateur.runtime.history import History
 from secateur.runtime.inputs import batches, checked, seen
+from secateur.runtime.overlap import Overlap
 from secateur.runtime.probe_pruning import ProbePruning
 from secateur.runtime.scoring import unfit
+from secateur.runtime.selected import Gather, check
 from secateur.runtime.state import State
 from secateur.runtime.widths import Widths
 
@@ -35,6 +37,8 @@ class Probed:
     weights, which the layers fill in turn, at every step; "kept" one for each layer that is used again: in generation, and where
     the history chooses.
     `rechoose`: MLP channels are chosen again after so many generated tokens.
+    `gather="kernel"`: where layers would take turns with one place, the kept rows are not copied there: on CUDA a Triton kernel reads
+    them in the dense weights. (On a CPU they are copied for each product: the same results, and no gain.)
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Probed:
         how: ProbePruning | None = None,
         memory: Memory = "kept",
         rechoose: int | None = None,
+        gather: Gather = "copy",
     ) -> None:
         self.model: Any = model
         self.how = how or ProbePruning()
@@ -53,6 +58,8 @@ class Probed:
             raise UserError(f"memory={memory!r}. Allowed: 'kept', 'low'.")
         if rechoose is not None and rechoose < 1:
             raise UserError(f"rechoose={rechoose}. Allowed: from 1 token, or None.")
+        check(gather)
+        self.gather: Gather = gather
         self.binding: Binding = _bound(model)
         self.widths = Widths.of(self.binding, self.how, ratio)
         self.state = State(online=self.how.ema is not None)
@@ -60,6 +67,7 @@ class Probed:
         self._batch: Batch | None = None
         self._held: Choice | None = None
         self._idle = False
+        self._overlap = Overlap()
         self._record: list[Chosen] | None = None
         self._layers: list[nn.Module] = list(model.get_submodule(self.binding.family.layers))  # type: ignore[arg-type]
         self._halves: dict[tuple[int, str], Half] = {}
@@ -114,7 +122,10 @@ class Probed:
             owner, _, last = part.rpartition(".")
             module = small.get_submodule(owner)
             setattr(module, last, nn.Parameter(parameter.data, requires_grad=False))
-        halves = [Half(self.binding, self.how, number, Shape.of(self.binding, u, c), layer, small) for u, c in units.items()]
+        halves = [
+            Half(self.binding, self.how, number, Shape.of(self.binding, unit, count), layer, small, self.gather)
+            for unit, count in units.items()
+        ]
         for half in halves:
             half.install(self._current)
             self._halves[number, half.shape.name] = half
@@ -136,7 +147,11 @@ class Probed:
             if cache is not None:
                 setattr(cache, TAG, batch.choice)
                 batch.cached = True
-            return dense(*args, **kwargs) if small is None else prompt.run(dense, small, batch, args, kwargs)
+            if small is None:
+                return dense(*args, **kwargs)
+            if (number, "mlp") in self._halves:
+                self._halves[number, "mlp"].begin(batch, self._overlap)
+            return prompt.run(dense, small, batch, args, kwargs)
 
         def between(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             if self._batch is not None:

@@ -15,7 +15,8 @@ class Probe:
     The paper's probe has half of the positions even where there is one sample, which costs more than it saves. `first`: a probe
     of at most so many positions holds position 0. `order`: what is chosen first, the other among its tokens alone. `rank`: by
     the norm of the residual stream, of the block's normalised input, or evenly spread whatever they hold. `stream`: the states
-    that are probed are the block's own, or those one block earlier (which a second stream could run ahead of time).
+    that are probed are the block's own, or those one block earlier; on CUDA an MLP's probe then runs on a second stream, beside the
+    layer's attention (unless `rank` is "normed").
     """
 
     tokens: float = 0.5
@@ -33,3 +34,8 @@ class Probe:
                 raise UserError(f"the probe's fraction of {name} is {getattr(self, name)}. Allowed: above 0, at most 1.")
         if self.least < 1 or self.first < 0:
             raise UserError(f"least={self.least}, first={self.first}. Allowed: least from 1, first from 0.")
+
+    @property
+    def early(self) -> bool:
+        """Whether it reads nothing but a residual stream that is known before the block in front has run."""
+        return self.stream == "earlier" and self.rank != "normed"
