@@ -71,6 +71,7 @@ class EvalOptions(TypedDict, total=False):
     dtype: "Dtype"
     trust_remote_code: bool
     dynamic: float | None
+    small: str | None
     batch: int
     state: str | PathLike[str] | None
     attention: "Attention | None"
@@ -131,7 +132,7 @@ def evaluate(
         from secateur.dynamic_settings import ProbedEvalSettings
 
         settings = ProbedEvalSettings(model=fspath(model), **_spelled(options))
-        if settings.dynamic is not None:
+        if settings.probes:
             from secateur.recipes.evaluate_probed import evaluate_probed
 
             return evaluate_probed(settings, report or Quiet())

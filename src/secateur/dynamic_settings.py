@@ -28,18 +28,21 @@ Prompts = Annotated[
 
 
 class Probing(Settings):
-    """How a model is probed, and what it knows before the first batch: a saved state, or what it is calibrated on.
+    """How a model is made smaller for each batch, and what it knows before the first: a saved state, or what it is calibrated on.
 
-    An option that would have no effect is refused: those in `alone` without `dynamic`, those in `drawn` beside a `state`.
+    `dynamic`: each batch chooses what it keeps; `small`: it corrects a pruned model. An option that would have no effect is
+    refused: those in `alone` without either, those in `choosing` with `small`, those in `drawn` beside a `state`.
     """
 
     alone: ClassVar[tuple[str, ...]] = ("state", "calibration", "samples", "attention", "paper", "griffin", "memory")
+    choosing: ClassVar[tuple[str, ...]] = ("attention", "paper", "griffin")
     drawn: ClassVar[tuple[str, ...]] = ("calibration", "samples", "seed")
 
     dynamic: float | None = Field(
         default=None, ge=0, lt=1, allow_inf_nan=False,
         description="the fraction of the blocks' parameters that each batch leaves out, from 0 and below 1",
     )  # fmt: skip
+    small: str | None = Field(default=None, min_length=1, description="a directory that `secateur prune` wrote from the model")
     state: FilePath | None = Field(default=None, description="a file that --save-state or `state.save(path)` wrote")
     calibration: str | None = Field(default=None, description="a text file or a preset")
     samples: int = Field(default=128, ge=1, description="a number of calibration sequences, 1 or more")
@@ -51,9 +54,17 @@ class Probing(Settings):
 
     @model_validator(mode="after")
     def _in_effect(self) -> "Probing":
-        if self.dynamic is None:
-            self._refuse(self.alone, "without `dynamic`, the fraction that each batch leaves out", "Give that too")
-        elif self.griffin:
+        if self.dynamic is not None and self.small is not None:
+            raise UserError(
+                f"dynamic = {self.dynamic} and small = {self.small!r} were given. Give one of them: the fraction that each batch "
+                "leaves out, or a pruned model that each batch corrects."
+            )
+        if self.dynamic is None and self.small is None:
+            why = "without `dynamic`, the fraction that each batch leaves out, or `small`, a pruned model that it corrects"
+            self._refuse(self.alone, why, "Give one of them too")
+        elif self.small is not None:
+            self._refuse(self.choosing, "with `small`, whose heads and channels are chosen already", "Leave out small")
+        if self.griffin:
             self._refuse(
                 ("state", *self.drawn), "with `griffin`, which the batch alone tells what to keep", "Leave out griffin"
             )
@@ -62,9 +73,14 @@ class Probing(Settings):
                 raise UserError(
                     f"griffin prunes MLP channels by its own rule, and {other} was given with it. Leave out one of them."
                 )
-        elif self.state is not None:
+        elif self.state is not None and self.probes:
             self._refuse(self.drawn, f"with state = {str(self.state)!r}, which is calibrated already", "Leave out the state")
         return self
+
+    @property
+    def probes(self) -> bool:
+        """Whether batches have a say in the model."""
+        return self.dynamic is not None or self.small is not None
 
     def _refuse(self, names: tuple[str, ...], why: str, advice: str) -> None:
         for name in names:
@@ -78,6 +94,7 @@ class GenerateSettings(Probing):
     """Greedy continuations of prompts, which make one batch. `seq_len`: tokens of a calibration sequence."""
 
     alone: ClassVar[tuple[str, ...]] = (*Probing.alone, "seed", "seq_len", "save_state", "rechoose")
+    choosing: ClassVar[tuple[str, ...]] = (*Probing.choosing, "rechoose")
     drawn: ClassVar[tuple[str, ...]] = (*Probing.drawn, "seq_len", "save_state")
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
@@ -102,10 +119,10 @@ class ProbedEvalSettings(Probing, EvalSettings):
 
     @model_validator(mode="after")
     def _not_streamed(self) -> "ProbedEvalSettings":
-        if self.dynamic is not None and self.max_memory is not None:
+        if self.probes and self.max_memory is not None:
             raise UserError(
-                f"max_memory = {self.max_memory!r} has no effect with `dynamic`: a probed model is in memory whole. Leave it out, "
-                "and give memory = 'low' for a smaller peak."
+                f"max_memory = {self.max_memory!r} has no effect with `dynamic` or `small`: such a model is in memory "
+                "whole. Leave it out, and give memory = 'low' for a smaller peak."
             )
         return self
 
@@ -118,6 +135,7 @@ class BenchSettings(Probing):
     """Times of a model against another checkpoint, itself probed, or both, for every batch size and length."""
 
     alone: ClassVar[tuple[str, ...]] = (*Probing.alone, "rechoose")
+    choosing: ClassVar[tuple[str, ...]] = (*Probing.choosing, "rechoose")
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
     other: str | None = Field(default=None, min_length=1, description="a directory with a checkpoint, or a hub id")
@@ -133,9 +151,9 @@ class BenchSettings(Probing):
 
     @model_validator(mode="after")
     def _two(self) -> "BenchSettings":
-        if self.other is None and self.dynamic is None:
+        if self.other is None and not self.probes:
             raise UserError(
-                "there is one model and nothing to compare it with. Give another checkpoint, or `dynamic`, the fraction that each "
-                "batch of the model itself leaves out, such as 0.4; or both."
+                "there is one model and nothing to compare it with. Give another checkpoint; or `dynamic`, the fraction that each "
+                "batch of the model itself leaves out, such as 0.4, or `small`, a pruned model that each batch corrects; or both."
             )
         return self

@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 from secateur.cli.options import Device, Dtype, Json, Model, TrustRemoteCode
 from secateur.cli.output import Output
-from secateur.cli.probing import Attention, Calibration, Dynamic, Griffin, Memory, Paper, Rechoose, Samples, Seed, State
+from secateur.cli.probing import Attention, Calibration, Dynamic, Griffin, Memory, Paper, Rechoose, Samples, Seed, Small, State
 
 Other = Annotated[str | None, Argument(metavar="OTHER", help="Another checkpoint to compare it with.", show_default=False)]
 Batch = Annotated[str, Option(help="Numbers of sequences.")]
@@ -24,6 +24,7 @@ def bench(
     new_tokens: NewTokens = 64,
     runs: Runs = 5,
     dynamic: Dynamic = None,
+    small: Small = None,
     state: State = None,
     attention: Attention = None,
     paper: Paper = False,

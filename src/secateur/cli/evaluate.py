@@ -6,7 +6,7 @@ from typer import Option
 
 from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, MaxMemory, Model, TrustRemoteCode
 from secateur.cli.output import Output
-from secateur.cli.probing import PROBING, Attention, Calibration, Dynamic, Griffin, Memory, Paper, Samples, Seed, State
+from secateur.cli.probing import PROBING, Attention, Calibration, Dynamic, Griffin, Memory, Paper, Samples, Seed, Small, State
 
 Text = Annotated[str | None, Option(metavar=TEXT, help="Text to measure on; see `secateur ls presets`.", rich_help_panel=DATA)]
 SeqLen = Annotated[int, Option(help="Tokens of a window; windows do not overlap.", rich_help_panel=DATA)]
@@ -25,6 +25,7 @@ def evaluate(
     max_tokens: MaxTokens = None,
     bos: Bos = "auto",
     dynamic: Dynamic = None,
+    small: Small = None,
     batch: Batch = 20,
     state: State = None,
     attention: Attention = None,
@@ -48,7 +49,7 @@ def evaluate(
         from secateur.dynamic_settings import ProbedEvalSettings
 
         settings = ProbedEvalSettings(**options)
-        if settings.dynamic is None:
+        if not settings.probes:
             from secateur.recipes.evaluate import evaluate as run
 
             found = run(settings.plain(), output.reporter)

@@ -19,6 +19,7 @@ from secateur.cli.probing import (
     Rechoose,
     Samples,
     Seed,
+    Small,
     State,
 )
 
@@ -33,6 +34,7 @@ def generate(
     prompt: Prompt,
     max_new_tokens: MaxNewTokens = 64,
     dynamic: Dynamic = None,
+    small: Small = None,
     state: State = None,
     save_state: SaveState = None,
     attention: Attention = None,

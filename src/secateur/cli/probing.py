@@ -13,6 +13,14 @@ Dynamic = Annotated[
     float | None,
     Option(help="Fraction of the blocks' parameters that each batch leaves out, in [0, 1).", rich_help_panel=PROBING),
 ]
+Small = Annotated[
+    str | None,
+    Option(
+        metavar="DIR",
+        help="Pruned model that `secateur prune` wrote from MODEL; each batch corrects it.",
+        rich_help_panel=PROBING,
+    ),
+]
 State = Annotated[
     Path | None, Option(help="Saved state to start from, instead of calibrating.", rich_help_panel=PROBING)
 ]  # fmt: skip

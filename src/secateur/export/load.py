@@ -50,13 +50,19 @@ def load_pruned(
     trust_remote_code: bool = False,
 ) -> tuple[Any, Plan]:
     """A model that secateur pruned, and the plan it was pruned by. Raises `UserError` for one without a plan."""
+    plan = read_plan(model)
+    return load(fspath(model), dtype=dtype, device=device, trust_remote_code=trust_remote_code), plan
+
+
+def read_plan(model: str | PathLike[str]) -> Plan:
+    """The plan that a model directory (or hub id) was pruned by. Raises `UserError` for one without."""
     directory = locate(fspath(model))
     record = read_record(directory)
     if record is None:
         raise UserError(
             f"{directory} has no {RECORD}, so it is not known which channels it lost. Give a directory that `secateur prune` wrote."
         )
-    return load(directory, dtype=dtype, device=device, trust_remote_code=trust_remote_code), record["plan"]
+    return record["plan"]
 
 
 def _unequal(source: Checkpoint) -> nn.Module:

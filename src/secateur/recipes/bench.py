@@ -17,11 +17,10 @@ from secateur.dynamic_settings import BenchSettings
 from secateur.errors import UserError
 from secateur.evaluation.speed import Cell, PeakMemory, Spread, Times, compare_speed, time_once
 from secateur.recipes.cells import hardware
-from secateur.recipes.dynamic import Whole, draw, kept, restore
+from secateur.recipes.dynamic import Dynamic, Whole, draw, kept, read_state, restore
 from secateur.reporter import Reporter
 from secateur.runs import environment
-from secateur.runtime.model import Probed
-from secateur.runtime.state import State
+from secateur.runtime.refitted import Refitted
 from secateur.streaming.heap import steady_heap
 
 CALIBRATED = 128  # tokens of a calibration sequence
@@ -41,6 +40,7 @@ class BenchResult:
     new_tokens: int
     dtype: str
     ratio: float | None
+    small: str | None
     widths: dict[str, dict[str, int]] | None
     calibration: str | None
     peak_memory: str
@@ -62,10 +62,10 @@ def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
     with TemporaryDirectory(prefix="secateur-") as directory:
         models: dict[str, Any] = {}
         saved = Path(directory) / "state.safetensors"
-        if settings.dynamic is not None:
+        if settings.probes:
             probed, calibration = _probed(settings, first, report)
             widths = kept(probed)
-            if probed.state.histories:
+            if _learned(probed):
                 probed.state.save(saved)
             models["dynamic"] = probed
         models = {name: whole.load() for name, whole in opened.items()} | models
@@ -77,7 +77,8 @@ def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
     return BenchResult(
         models=rows, cells=cells, not_faster=_not_faster(rows, cells), runs=settings.runs, new_tokens=settings.new_tokens,
         dtype=", ".join(dict.fromkeys(str(whole.dtype).removeprefix("torch.") for whole in opened.values())),
-        ratio=settings.dynamic, widths=widths, calibration=calibration, peak_memory=next(filter(None, kinds), "not known"),
+        ratio=settings.dynamic, small=settings.small, widths=widths,
+        calibration=calibration, peak_memory=next(filter(None, kinds), "not known"),
         hardware=hardware(settings.device), versions=environment(),
     )  # fmt: skip
 
@@ -95,13 +96,15 @@ def _check_room(settings: BenchSettings, whole: Whole) -> None:
         )
 
 
-def _probed(settings: BenchSettings, whole: Whole, report: Reporter) -> tuple[Probed, str | None]:
+def _probed(settings: BenchSettings, whole: Whole, report: Reporter) -> tuple[Dynamic, str | None]:
     """The model probed and calibrated, and on what."""
     learns = whole.learns(settings)
     if not whole.leaves(settings):
-        report.warn(f"at a ratio of {settings.dynamic} nothing leaves this model: `dynamic` is the model itself")
+        why = f"at a ratio of {settings.dynamic} nothing leaves this model"
+        why = why if settings.small is None else f"{settings.small} lost no MLP channel"
+        report.warn(f"{why}: `dynamic` is the model itself")
     if not learns or settings.state is not None:
-        state = State.load(settings.state) if settings.state is not None and learns else None
+        state = read_state(settings) if settings.state is not None and learns else None
         model = whole.probed(settings, rechoose=settings.rechoose)
         return model, restore(model, state, settings.state) if state and settings.state else None
     binding = whole.source.binding
@@ -118,6 +121,10 @@ def _probed(settings: BenchSettings, whole: Whole, report: Reporter) -> tuple[Pr
     model = whole.probed(settings, rechoose=settings.rechoose)
     report.say("calibrating")
     return model.calibrate(ids), protocol
+
+
+def _learned(model: Dynamic) -> bool:
+    return bool(model.state.known if isinstance(model, Refitted) else model.state.histories)
 
 
 def _described(name: str, settings: BenchSettings, model: Any) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def alone(asked: str) -> None:
     if given["name"] == "dynamic":
         model: Any = whole.probed(settings, rechoose=settings.rechoose)
         if given["state"]:
-            restore(model, State.load(given["state"]), Path(given["state"]))
+            restore(model, read_state(settings.model_copy(update={"state": Path(given["state"])})), Path(given["state"]))
     else:
         model = whole.load()
     cell = max((Cell(b, s) for b in settings.batch for s in settings.seq_len), key=lambda c: c.batch * c.seq_len)

@@ -11,14 +11,20 @@ from secateur.calibration.blocks import Blocks, draw_blocks
 from secateur.calibration.tokens import Tokens, check_vocabulary
 from secateur.dynamic_settings import Probing
 from secateur.errors import UserError
-from secateur.export.load import load
+from secateur.export.load import load, load_pruned, read_plan
 from secateur.recipes.opening import check_length, open_device, open_model
 from secateur.runtime.history import History
 from secateur.runtime.model import Probed
 from secateur.runtime.probe_pruning import ProbePruning
+from secateur.runtime.probe_refit import Known
+from secateur.runtime.refit_half import check_plan
+from secateur.runtime.refit_state import RefitState
+from secateur.runtime.refitted import Refitted
 from secateur.runtime.state import State
 from secateur.runtime.widths import Widths
 from secateur.streaming.checkpoint import Checkpoint
+
+Dynamic = Probed | Refitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +48,26 @@ class Whole:
         return model.requires_grad_(False)
 
     def leaves(self, settings: Probing) -> bool:
-        """Whether anything leaves at this ratio, which may be 0 or less than one unit. Raises `UserError` for one too large."""
+        """Whether anything leaves at this ratio, which may be 0 or less than one unit; or has left the smaller model. Raises
+        `UserError` for a ratio too large, and for what is no model pruned from this one."""
+        if settings.small is not None:
+            plan = read_plan(settings.small)
+            check_plan(plan, self.source.binding)
+            return any("ffn" in kept for kept in plan.layers)
         assert settings.dynamic is not None
         widths = Widths.of(self.source.binding, method(settings), settings.dynamic)
         return widths.heads is not None or widths.ffn is not None
 
     def learns(self, settings: Probing) -> bool:
         """Whether it must know of its channels what a calibration or a state says."""
-        return self.leaves(settings) and method(settings).history != "none"
+        return self.leaves(settings) and (settings.small is not None or method(settings).history != "none")
 
-    def probed(self, settings: Probing, *, rechoose: int | None = None) -> Probed:
+    def probed(self, settings: Probing, *, rechoose: int | None = None) -> Dynamic:
         """Load the model, probed. Raises `UserError` for one whose layers are unequal."""
+        if settings.small is not None:
+            options = {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+            small, plan = load_pruned(settings.small, **options)
+            return Refitted(small.requires_grad_(False), self.load(), plan, memory=settings.memory)
         assert settings.dynamic is not None
         return Probed(
             self.load(), ratio=settings.dynamic, how=method(settings), memory=settings.memory, rechoose=rechoose
@@ -76,8 +91,27 @@ def draw(tokens: Tokens, settings: Probing, *, seq_len: int, source: Checkpoint)
     return blocks
 
 
-def restore(model: Probed, state: State, path: Path) -> str:
+def read_state(settings: Probing) -> State | RefitState:
+    """The saved state, of the kind that is asked for."""
+    assert settings.state is not None
+    return State.load(settings.state) if settings.small is None else RefitState.load(settings.state)
+
+
+def restore(model: Dynamic, state: State | RefitState, path: Path) -> str:
     """Give the model the state in a file, and say so. Raises `UserError` for one of another model or method."""
+    if isinstance(model, Refitted):
+        assert isinstance(state, RefitState)
+        for half in model.halves:
+            known = state.known.get(half.number)
+            if known is None or tuple(known.weight.shape) != (half.width, half.outputs):
+                has = "none" if known is None else f"a map of {list(known.weight.shape)}"
+                raise UserError(
+                    f"{path} is not of this smaller model: of layer {half.number} it has {has}, and {[half.width, half.outputs]} is "
+                    "needed. Give the state that was saved with it, or calibrate anew without --state."
+                )
+        model.state = RefitState(known={i: Known(*(t.to(model.device) for t in k)) for i, k in state.known.items()})
+        return f"the state in {path.name}"
+    assert isinstance(state, State)
     for part, channels in _channels(model).items():
         for layer in range(model.how.keep_first, model.binding.num_layers):
             found = state.histories.get((layer, part))
@@ -95,8 +129,12 @@ def restore(model: Probed, state: State, path: Path) -> str:
     return f"the state in {path.name}"
 
 
-def kept(model: Probed) -> dict[str, dict[str, int]]:
-    """Units that stay in each pruned layer, and of how many, by the name of their axis."""
+def kept(model: Dynamic) -> dict[str, dict[str, int]]:
+    """Units that stay in each pruned layer, and of how many, by the name of their axis; of a smaller model, the MLP channels of all
+    layers that lost some."""
+    if isinstance(model, Refitted):
+        stay, all_ = (sum(n) for n in zip(*((half.width, half.width + half.lost) for half in model.halves), strict=True))
+        return {"ffn": {"kept": stay, "of": all_}}
     sizes, found = model.binding.sizes, {}
     groups = sizes.get("group", 1)
     heads = {"kv": sizes["kv"], "group": groups, "heads": sizes["kv"] * groups, "none": 0}[model.how.attention]

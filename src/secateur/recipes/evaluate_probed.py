@@ -12,11 +12,10 @@ from secateur.calibration.tokens import Tokenizer, check_vocabulary, load_tokeni
 from secateur.dynamic_settings import ProbedEvalSettings
 from secateur.errors import UserError
 from secateur.evaluation.perplexity import measure_whole
-from secateur.recipes.dynamic import Whole, draw, kept, restore
+from secateur.recipes.dynamic import Whole, draw, kept, read_state, restore
 from secateur.recipes.evaluate import EvalResult
 from secateur.recipes.opening import DEFAULT_TEXT, check_length
 from secateur.reporter import Reporter
-from secateur.runtime.state import State
 from secateur.streaming.memory import peak
 
 
@@ -24,7 +23,8 @@ from secateur.streaming.memory import peak
 class ProbedEvalResult(EvalResult):
     """`batch`: windows that one choice was made for. `overlap`: None where the calibration text is not known here."""
 
-    ratio: float
+    ratio: float | None
+    small: str | None
     widths: dict[str, dict[str, int]]
     batch: int
     calibration: str | None
@@ -43,7 +43,6 @@ class _Texts:
 def evaluate_probed(settings: ProbedEvalSettings, report: Reporter) -> ProbedEvalResult:
     """Evaluate a checkpoint, probed. Raises `UserError` for texts that overlap, and for what cannot be used."""
     start = time.perf_counter()
-    assert settings.dynamic is not None
     whole = Whole.open(
         settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code
     )
@@ -51,7 +50,7 @@ def evaluate_probed(settings: ProbedEvalSettings, report: Reporter) -> ProbedEva
     check_length(whole.source.binding, settings.seq_len)
     tokenizer = load_tokenizer(whole.source.directory, trust_remote_code=settings.trust_remote_code)
     texts = _texts(settings, whole, tokenizer, calibrates=learns and settings.state is None, report=report)
-    state = State.load(settings.state) if learns and settings.state is not None else None
+    state = read_state(settings) if learns and settings.state is not None else None
     model = whole.probed(settings)
     calibration = texts.drawn.protocol if texts.drawn else None
     if texts.drawn:
@@ -72,7 +71,8 @@ def evaluate_probed(settings: ProbedEvalSettings, report: Reporter) -> ProbedEva
         model=settings.model, perplexity=found.perplexity, loss=found.mean,
         stderr=found.stderr if math.isfinite(found.stderr) else None, tokens=held.num_tokens, predicted=found.predicted,
         seq_len=settings.seq_len, text=held.text, protocol=held.protocol, seconds=time.perf_counter() - start,
-        peak_memory_bytes=peak(), ratio=settings.dynamic, widths=kept(model), batch=settings.batch, calibration=calibration,
+        peak_memory_bytes=peak(), ratio=settings.dynamic, small=settings.small, widths=kept(model),
+        batch=settings.batch, calibration=calibration,
         online=model.state.online, overlap=texts.overlap.to_json() if texts.overlap else None,
     )  # fmt: skip
 

@@ -14,10 +14,10 @@ from secateur.calibration.text import Text, read_text
 from secateur.calibration.tokens import Tokenizer, check_vocabulary, load_tokenizer, tokenise
 from secateur.dynamic_settings import GenerateSettings
 from secateur.errors import UserError
-from secateur.recipes.dynamic import Whole, draw, kept, restore
+from secateur.recipes.dynamic import Dynamic, Whole, draw, kept, read_state, restore
 from secateur.recipes.opening import DEFAULT_TEXT
 from secateur.reporter import Reporter
-from secateur.runtime.model import Probed
+from secateur.runtime.refit_state import RefitState
 from secateur.runtime.state import State
 
 
@@ -27,6 +27,7 @@ class GenerateResult:
 
     model: str
     ratio: float | None
+    small: str | None
     widths: dict[str, dict[str, int]] | None
     """Units that stay in a pruned layer, and of how many; None for the whole model."""
     calibration: str | None
@@ -49,7 +50,7 @@ def generate(settings: GenerateSettings, report: Reporter) -> GenerateResult:
     prompts = [_prompt(text, tokenizer, whole) for text in settings.prompt]
     _check_room(settings, max(map(len, prompts)), whole)
     widths, calibration = None, None
-    if settings.dynamic is None or (settings.dynamic == 0 and whole.source.layers):  # 0 of unequal layers is all of them
+    if not settings.probes or (settings.dynamic == 0 and whole.source.layers):  # 0 of unequal layers is all of them
         model = whole.load()
     else:
         known = _known(settings, whole, tokenizer, report)
@@ -67,7 +68,7 @@ def generate(settings: GenerateSettings, report: Reporter) -> GenerateResult:
     seconds = time.perf_counter() - start
     total = sum(map(len, new))
     return GenerateResult(
-        model=settings.model, ratio=settings.dynamic, widths=widths, calibration=calibration,
+        model=settings.model, ratio=settings.dynamic, small=settings.small, widths=widths, calibration=calibration,
         completions=[
             {"prompt": text, "text": continuation(tokenizer, before.tolist(), after), "new_tokens": len(after)}
             for text, before, after in zip(settings.prompt, prompts, new, strict=True)
@@ -111,20 +112,22 @@ def _check_room(settings: GenerateSettings, longest: int, whole: Whole) -> None:
         )
 
 
-def _known(settings: GenerateSettings, whole: Whole, tokenizer: Tokenizer, report: Reporter) -> State | Blocks | None:
+def _known(
+    settings: GenerateSettings, whole: Whole, tokenizer: Tokenizer, report: Reporter
+) -> State | RefitState | Blocks | None:
     """What the model will know of its channels: a saved state, blocks to calibrate on, or nothing where nothing leaves."""
     if not whole.leaves(settings):
         if settings.save_state is not None:
             raise UserError(
-                f"--save-state {settings.save_state} was given, and at --dynamic {settings.dynamic} nothing leaves, so there is "
-                "no state. Give a larger ratio, or leave it out."
+                f"--save-state {settings.save_state} was given, and {_why(settings)}, so there is no state. Prune more, or leave it "
+                "out."
             )
-        report.say(f"at a ratio of {settings.dynamic} nothing leaves this model, so nothing is calibrated")
+        report.say(f"{_why(settings)}, so nothing is calibrated")
         return None
     if not whole.learns(settings):
         return None
     if settings.state is not None:
-        return State.load(settings.state)
+        return read_state(settings)
     if settings.save_state is not None and not settings.save_state.absolute().parent.is_dir():
         raise UserError(
             f"--save-state {settings.save_state}: there is no directory {settings.save_state.parent}. Make it first."
@@ -134,9 +137,17 @@ def _known(settings: GenerateSettings, whole: Whole, tokenizer: Tokenizer, repor
     return draw(tokenise(text, tokenizer), settings, seq_len=settings.seq_len, source=whole.source)
 
 
-def _calibrated(model: Probed, known: State | Blocks | None, settings: GenerateSettings, report: Reporter) -> str | None:
+def _why(settings: GenerateSettings) -> str:
+    if settings.small is not None:
+        return f"{settings.small} lost no MLP channel"
+    return f"at a ratio of {settings.dynamic} nothing leaves this model"
+
+
+def _calibrated(
+    model: Dynamic, known: State | RefitState | Blocks | None, settings: GenerateSettings, report: Reporter
+) -> str | None:
     """Let the model know it, and say what it was."""
-    if isinstance(known, State):
+    if isinstance(known, State | RefitState):
         assert settings.state is not None
         return restore(model, known, settings.state)
     if known is None:

@@ -118,17 +118,22 @@ def _lost(layer: nn.Module, binding: Binding, stay: Sequence[int]) -> nn.Module:
     return lost
 
 
-def halves(small: nn.Module, dense: nn.Module, plan: Plan, binding: Binding) -> list[Half]:
-    """Those of layers that lost channels. Raises `UserError` where one model was not pruned from the other by the plan."""
-    for model, role in ((small, "smaller"), (dense, "dense")):
-        if model.training:
-            raise UserError(f"the {role} model is in training mode. Call `model.eval()` first.")
+def check_plan(plan: Plan, binding: Binding) -> None:
+    """Raises `UserError` for a plan of another model."""
     if (plan.model_type, len(plan.layers), plan.sizes) != (binding.model_type, binding.num_layers, binding.sizes):
         raise UserError(
             f"the plan is of a {plan.model_type} model with {len(plan.layers)} layers and the axes {dict(plan.sizes)}; the dense one "
             f"is {binding.model_type}, has {binding.num_layers} and {dict(binding.sizes)}. Give the model that the smaller one was "
             "pruned from."
         )
+
+
+def halves(small: nn.Module, dense: nn.Module, plan: Plan, binding: Binding) -> list[Half]:
+    """Those of layers that lost channels. Raises `UserError` where one model was not pruned from the other by the plan."""
+    for model, role in ((small, "smaller"), (dense, "dense")):
+        if model.training:
+            raise UserError(f"the {role} model is in training mode. Call `model.eval()` first.")
+    check_plan(plan, binding)
     few, many = (list(m.get_submodule(binding.family.layers)) for m in (small, dense))  # type: ignore[arg-type]
     mine, its = next(small.parameters()), next(dense.parameters())
     if (mine.dtype, mine.device) != (its.dtype, its.device):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
+from typing import ClassVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ FORMAT = "secateur-refit-1"
 class RefitState:
     """`known`: layer -> what calibration text said of its MLP. Batches never change it."""
 
+    online: ClassVar = False
     known: dict[int, Known] = field(default_factory=dict)
 
     def save(self, path: str | PathLike[str]) -> None:
