@@ -28,7 +28,8 @@ from secateur.version import __version__
 
 MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
 PROBING = {
-    "--dynamic", "--small", "--state", "--attention", "--paper", "--griffin", "--memory", "--rechoose", "--calibration", "--samples", "--seed",
+    "--dynamic", "--small", "--state", "--attention", "--paper", "--griffin", "--memory", "--rechoose", "--calibration", "--samples",
+    "--seed",
 }  # fmt: skip
 FLAGS = {
     "prune": MACHINE | {
@@ -136,7 +137,8 @@ def test_no_torch_before_it_is_needed(arguments: list[str]) -> None:
 def test_the_package_imports_no_torch() -> None:
     done = python("import sys, secateur; print(secateur.UserError.__name__, sorted(dir(secateur)), 'torch' in sys.modules)")
     assert done.stdout.strip() == (
-        "UserError ['Probe', 'ProbePruning', 'ProbeRefit', 'RefitState', 'State', 'UserError', '__version__', 'evaluate', 'load', 'probe', 'prune'] False"
+        "UserError ['Probe', 'ProbePruning', 'ProbeRefit', 'RefitState', 'State', 'UserError', '__version__', 'evaluate', 'load', "
+        "'probe', 'prune'] False"
     )
 
 
