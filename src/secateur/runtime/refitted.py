@@ -70,7 +70,7 @@ class Refitted:
     `dense` is the model that it was pruned from, by `plan`. The MLP channels that left are copied from it; it is not used after
     that, so both together take no more memory than the dense model does.
     `memory="low"` keeps a generation's corrections as a few rows for each probed token, and multiplies by them at every step;
-    "kept" keeps one corrected output matrix for each layer.
+    "kept" makes one corrected output matrix for each layer of them when the first token is decoded.
     """
 
     def __init__(
@@ -154,11 +154,9 @@ class Refitted:
         found = correct(rows.index_select(0, at), half.missed(args, kwargs, at), self._known(half), self.how.strength, valid)
         call.unfit.append((half.number, torch.isfinite(found.exact).all()))
         weight = half.reader.weight
-        keep = call.kept is not None and self.memory == "kept"
-        corrected = half.corrected(found, None if keep else self._scratch.place("", weight.shape, weight))
+        corrected = half.corrected(found, self._scratch.place("", weight.shape, weight))
         if call.kept is not None:
-            places = (at // call.shape[1], at % call.shape[1])
-            call.kept.by_layer[half.number] = Found(corrected if keep else found, found.exact, places)
+            call.kept.by_layer[half.number] = Found(found, found.exact, (at // call.shape[1], at % call.shape[1]))
         return _added(linear(rows, *corrected), at, found.exact).unflatten(0, z.shape[:-1])
 
     @torch.no_grad()
@@ -167,6 +165,9 @@ class Refitted:
         found = call.kept.by_layer.get(half.number) if call.kept else None
         if found is None:
             return plain(z)
+        if isinstance(found.how, Correction) and self.memory == "kept" and call.kept is not None:
+            # Not while the prompt waits: memory that was never touched is slow, and many prompts are only scored.
+            found = call.kept.by_layer[half.number] = found._replace(how=half.corrected(found.how, None))
         if isinstance(found.how, Correction):
             out = plain(z) + linear(linear(z, found.how.keys), found.how.values.mT, found.how.shift)
         else:
