@@ -192,15 +192,22 @@ def probe(
             f"ratio={ratio!r} and small={small!r} were given. Give one of them: the fraction that each batch leaves out, or the "
             "directory of a pruned model that each batch corrects."
         )
+    from secateur.runtime.probe_pruning import ProbePruning as Choosing
+    from secateur.runtime.probe_refit import ProbeRefit as Refitting
+
+    allowed: Any = Choosing if small is None else Refitting
+    if how is not None and not isinstance(how, allowed):
+        wanted = "`secateur.ProbePruning` with `ratio`" if small is None else "`secateur.ProbeRefit` with `small`"
+        raise UserError(f"how={how!r} was given. Allowed: a {wanted}, or None.")
     if small is None:
         from secateur.runtime.model import Probed
 
         assert ratio is not None
         return Probed(model, ratio=ratio, how=how, memory=memory, rechoose=rechoose, gather=gather)
     if rechoose is not None or gather != "copy":
+        given = f"rechoose={rechoose}" if rechoose is not None else f"gather={gather!r}"
         raise UserError(
-            f"rechoose={rechoose} and gather={gather!r} are of a model that chooses its channels, and with `small` they are chosen "
-            "already. Leave both out."
+            f"{given} is of a model that chooses its channels, and with `small` they are chosen already. Leave it out."
         )
     from secateur.export.load import load_pruned
     from secateur.runtime.refitted import Refitted

@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import pickle
 import weakref
 from dataclasses import replace
 
@@ -102,8 +103,8 @@ class Oracle:
         known = self.state.known[number]
         kept = z.shape[1]
         gone = y.shape[1] and 1 - kept / self.plan.sizes["ffn"]
-        n = min(max(6, round(0.3 * len(z))), int(10 * gone * len(z) / (gone + (1 - gone) * 2 / 3)))
         real = self.mask.nonzero().flatten()
+        n = min(max(6, round(0.3 * len(real))), int(10 * gone * len(real) / (gone + (1 - gone) * 2 / 3)))
         at = real[((torch.arange(n) + 0.5) / n * len(real)).long()]
         r = (y - (z @ known.weight.double() + known.bias.double()))[at]
         x = torch.cat([z - known.mean.double(), torch.ones(len(z), 1)], 1)
@@ -284,3 +285,65 @@ def test_models_that_do_not_belong_together_are_refused():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(UserError, match="fraction|least|strength"):
         ProbeRefit(**wrong)
+
+
+def test_a_mask_of_queries_and_keys_says_what_is_padding():
+    model, ids, mask = refitted("llama", torch.float32), tiny_tokens(3, LENGTH), padding("left")
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    expected = model(ids, attention_mask=mask, position_ids=places).logits
+    allowed = (torch.ones(LENGTH, LENGTH).tril() * mask[:, None]).bool()[:, None]
+    four = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    found = model(ids, attention_mask=four, position_ids=places).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+    options = {"attention_mask": mask, **GREEDY}
+    static = model.generate(ids, cache_implementation="static", disable_compile=True, **options)
+    assert static.tolist() == model.generate(ids, **options).tolist()
+
+
+def test_padding_does_not_count_as_tokens():
+    model, ids, mask = refitted("llama", torch.float32, how=replace(HOW, fewest=22)), tiny_tokens(3, LENGTH), padding("left")
+    small = pruned("llama", torch.float32)[0]
+    real = mask.bool()
+    assert int(real.sum()) == 23
+    mask[0, 0], mask[1, 3] = 0, 0
+    assert torch.equal(model(ids, attention_mask=mask).logits, small(ids, attention_mask=mask).logits)
+
+
+def test_a_short_first_turn_leaves_the_next_to_be_probed():
+    model, ids = refitted("llama", how=replace(HOW, fewest=15)), tiny_tokens(3, LENGTH)
+    small = pruned("llama")[0]
+    first, its = model(ids[:, :4]), small(ids[:, :4])
+    assert torch.equal(first.logits, its.logits)
+    second = model(ids[:, 4:], past_key_values=first.past_key_values)
+    other = small(ids[:, 4:], past_key_values=its.past_key_values)
+    assert (second.logits - other.logits).abs().max() > 1e-3
+    last = {"input_ids": ids[:, :1]}
+    third = model(**last, past_key_values=second.past_key_values)
+    assert (third.logits - small(**last, past_key_values=other.past_key_values).logits).abs().max() > 1e-3
+    with pytest.raises(UserError, match="not made by this model"):
+        model(**last, past_key_values=small(ids).past_key_values)
+
+
+def test_what_would_lose_the_corrections_is_refused():
+    model, ids = refitted("llama"), tiny_tokens(3, LENGTH)
+    assert model.eval() is model and model.to("cpu") is model and model.to(torch.float64) is model
+    with pytest.raises(UserError, match="load the model so"):
+        model.to(torch.bfloat16)
+    for wrong in (lambda: copy.deepcopy(model), lambda: pickle.dumps(model), model.train):
+        with pytest.raises(UserError):
+            wrong()
+    model.state = secateur.State()
+    with pytest.raises(UserError, match="is a State"):
+        model(ids)
+    model.state = refitted("gpt2").state
+    model.state.known[0] = model.state.known[0]._replace(weight=torch.zeros(3, 4))
+    with pytest.raises(UserError, match=r"map of layer 0 is \[3, 4\]"):
+        model(ids)
+
+
+def test_a_model_that_lost_no_channel_has_an_empty_state(tmp_path):
+    small, plan = dense("llama"), replace(pruned("llama")[1], layers=({}, {}))
+    model = Refitted(small, dense("llama"), plan).calibrate(tiny_tokens(2, LENGTH))
+    model.state.save(tmp_path / "state")
+    assert RefitState.load(tmp_path / "state").known == {}
+    assert torch.equal(model(tiny_tokens(3, LENGTH)).logits, dense("llama")(tiny_tokens(3, LENGTH)).logits)

@@ -308,3 +308,24 @@ class TestRefusals:
     def test_query_heads_in_groups_of_one(self):
         with pytest.raises(UserError, match="Use 'kv'"):
             secateur.probe(dense("gpt2"), 0.5, how=ProbePruning(attention="group"))
+
+
+def test_a_damaged_batch_teaches_an_online_history_nothing():
+    how = replace(ProbePruning.paper(keep_first=0, round_to=1), cost=ALWAYS)
+    model, ids = probed("llama", how=how, dtype=torch.float32), tiny_tokens(3, LENGTH)
+    wrong = model.get_input_embeddings()(ids).detach()
+    wrong[0, 5, 3] = math.nan
+    with pytest.raises(UserError, match="NaN"):
+        model(inputs_embeds=wrong)
+    assert all(torch.isfinite(t).all() for h in model.state.histories.values() for t in h.tensors().values())
+    assert torch.isfinite(model(ids).logits).all()
+
+
+def test_a_static_cache_gives_the_same_tokens_padded_or_not():
+    ids, options = tiny_tokens(3, LENGTH), {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    for kind in PADDING:
+        model = probed("llama", dtype=torch.float32)
+        static = model.generate(
+            ids, attention_mask=padding(kind), cache_implementation="static", disable_compile=True, **options
+        )
+        assert static.tolist() == model.generate(ids, attention_mask=padding(kind), **options).tolist()

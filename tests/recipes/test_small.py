@@ -136,5 +136,5 @@ def test_what_belongs_to_another_model_is_refused(small: Path, tmp_path: Path, c
     whole = AutoModelForCausalLM.from_pretrained(default_model(), dtype=torch.float32).eval()
     with pytest.raises(UserError, match="Give one of them"):
         secateur.probe(whole, 0.4, small=small)  # type: ignore[call-overload]
-    with pytest.raises(UserError, match="Leave both out"):
+    with pytest.raises(UserError, match="Leave it out"):
         secateur.probe(whole, small=small, rechoose=3)  # type: ignore[call-overload]

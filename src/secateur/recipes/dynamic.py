@@ -133,8 +133,8 @@ def kept(model: Dynamic) -> dict[str, dict[str, int]]:
     """Units that stay in each pruned layer, and of how many, by the name of their axis; of a smaller model, the MLP channels of all
     layers that lost some."""
     if isinstance(model, Refitted):
-        stay, all_ = (sum(n) for n in zip(*((half.width, half.width + half.lost) for half in model.halves), strict=True))
-        return {"ffn": {"kept": stay, "of": all_}}
+        stay = sum(half.width for half in model.halves)
+        return {"ffn": {"kept": stay, "of": stay + sum(half.lost for half in model.halves)}}
     sizes, found = model.binding.sizes, {}
     groups = sizes.get("group", 1)
     heads = {"kv": sizes["kv"], "group": groups, "heads": sizes["kv"] * groups, "none": 0}[model.how.attention]

@@ -82,7 +82,8 @@ class History:
         """Online: an exponential moving average, of the channels that were kept and the positions that were there."""
         self.changes += 1
         x = x[:, : len(self.square)] if self.positional else x
-        weight = _weights(x, valid).float()
+        # A token with NaN or infinity in it, which the caller reports once the batch is over, must not stay for those that follow.
+        weight = _weights(x, valid).float() * torch.isfinite(x).all(-1)
         x = x.float().where(weight[..., None] > 0, 0)
         over = 0 if self.positional else (0, 1)
         seen = weight.sum(over)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -17,10 +18,25 @@ def seen(args: Sequence[Any], kwargs: Mapping[str, Any]) -> "tuple[tuple[int, in
         raise UserError("the model was called without `input_ids` or `inputs_embeds`.")
     batch, length = given.shape[:2]
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    valid = mask[:, -length:].bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    valid = _valid(mask, length)
     if valid is not None and valid.device.type == "cpu" and bool(valid.all()):
         valid = None
     return (batch, length), valid
+
+
+def _valid(mask: Any, length: int) -> "Bool[Tensor, 'batch token'] | None":
+    """Of a mask for each token; or for each query and key, one for each kind of layer perhaps, as with a static cache: the keys that
+    any query sees."""
+    if isinstance(mask, Mapping):
+        mask = next((one for one in mask.values() if one is not None), None)
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 2:
+        return mask[:, -length:].bool()
+    if mask.ndim != 4 or mask.shape[2] != length or mask.shape[3] < length:
+        return None
+    allowed = mask[:, 0, :, :length]
+    return (allowed if mask.dtype == torch.bool else allowed >= 0).any(1)
 
 
 def batches(blocks: Any, mask: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:

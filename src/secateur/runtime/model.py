@@ -23,6 +23,7 @@ from secateur.runtime.overlap import Overlap
 from secateur.runtime.probe_pruning import ProbePruning
 from secateur.runtime.scoring import unfit
 from secateur.runtime.selected import Gather, check
+from secateur.runtime.standin import Standin
 from secateur.runtime.state import State
 from secateur.runtime.widths import Widths
 
@@ -30,7 +31,7 @@ Memory = Literal["kept", "low"]
 TAG = "secateur_choice"  # the attribute of a key-value cache that its choice is kept in
 
 
-class Probed:
+class Probed(Standin):
     """Works in place of the model: `generate`, calls and every other attribute are the model's own, whose layers are pruned.
 
     `state` is what is remembered between batches; `widths` what stays of each layer. `memory="low"` has one place for compact
@@ -73,14 +74,6 @@ class Probed:
         self._halves: dict[tuple[int, str], Half] = {}
         self._handles: list[Any] = []
         self._install()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "model":
-            raise AttributeError(name)
-        return getattr(self.model, name)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`. The prompt says what stays, with a cache or without."""
@@ -176,12 +169,14 @@ class Probed:
             return
         shape, valid = seen(args, kwargs)
         cache = kwargs.get("past_key_values")
-        fresh = cache is None or cache.get_seq_length() == 0
+        fresh = cache is None or int(cache.get_seq_length()) == 0
         choice = (self._held or Choice()) if fresh else getattr(cache, TAG, None)
         if choice is None:
             raise UserError(
                 "the key-value cache was not made by this probed model. Begin anew without it, as it holds other heads."
             )
+        if not isinstance(self.state, State):
+            raise UserError(f"`state` is a {type(self.state).__name__}. Give a `secateur.State`, of this model and method.")
         if self._halves:
             self._needs_history()
         if self._held is not None and not choice.prompt:

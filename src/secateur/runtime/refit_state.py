@@ -33,9 +33,10 @@ class RefitState:
         if not Path(path).is_file():
             raise UserError(f"there is no file {fspath(path)}. Give one that `state.save(path)` wrote.")
         parts: dict[int, dict[str, Tensor]] = {}
+        made = False
         try:
             with safe_open(fspath(path), "pt") as file:
-                if (file.metadata() or {}).get("format") == FORMAT:
+                if made := (file.metadata() or {}).get("format") == FORMAT:
                     for name in file.keys():  # noqa: SIM118, no mapping
                         layer, _, table = name.partition(".")
                         parts.setdefault(int(layer), {})[table] = file.get_tensor(name)
@@ -43,7 +44,7 @@ class RefitState:
             raise UserError(
                 f"{fspath(path)} is not a safetensors file ({error}). Give one that `state.save(path)` wrote."
             ) from None
-        if not parts:
+        if not made:
             raise UserError(
                 f"{fspath(path)} holds no state of a refitting model. Give one that was saved with the smaller model and its "
                 "dense one, not with a ratio."

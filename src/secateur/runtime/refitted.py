@@ -19,6 +19,7 @@ from secateur.runtime.probe_refit import Correction, Known, ProbeRefit, correct,
 from secateur.runtime.refit_half import Corrected, Half, Learner, halves
 from secateur.runtime.refit_state import RefitState
 from secateur.runtime.scoring import unfit
+from secateur.runtime.standin import Standin
 
 TAG = "secateur_corrections"  # the attribute of a key-value cache that its corrections are kept in
 
@@ -35,6 +36,7 @@ class Found(NamedTuple):
 class Corrections:
     """Of one batch, for the steps that follow: it goes with its key-value cache."""
 
+    owner: int
     by_layer: dict[int, Found] = field(default_factory=dict)
     done: bool = False
 
@@ -49,13 +51,17 @@ class Call:
     """What is remembered of it, or was; None without a cache."""
     whole: bool
     """The sequences are here from their beginning."""
+    tokens: int
+    """Those that are no padding."""
     places: dict[int, Int[Tensor, " probed"]] = field(default_factory=dict)
     unfit: list[tuple[int, Tensor]] = field(default_factory=list)
 
     @property
     def probes(self) -> bool:
         """Nothing is known of its sequences yet."""
-        return self.whole and (self.kept is None or not self.kept.done)
+        if self.whole:
+            return self.kept is None or not self.kept.done
+        return self.kept is not None and not self.kept.by_layer
 
     def probed(self, count: int, device: torch.device) -> Int[Tensor, " probed"]:
         """Positions of that many tokens: the same in every layer."""
@@ -64,7 +70,7 @@ class Call:
         return self.places[count]
 
 
-class Refitted:
+class Refitted(Standin):
     """Works in place of the smaller model: `generate`, calls and every other attribute are that model's own.
 
     `dense` is the model that it was pruned from, by `plan`. The MLP channels that left are copied from it; it is not used after
@@ -99,17 +105,9 @@ class Refitted:
         self._handles.append(small.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._handles.append(small.register_forward_hook(self._end))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "model":
-            raise AttributeError(name)
-        return getattr(self.model, name)
-
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The smaller model's own `generate`. The prompt corrects it, with a cache or without."""
-        before, self._held = self._held, Corrections()
+        before, self._held = self._held, Corrections(owner=id(self))
         try:
             return self.model.generate(*args, **kwargs)
         finally:
@@ -146,7 +144,7 @@ class Refitted:
     @torch.no_grad()
     def _probed(self, half: Half, call: Call, z: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any], plain: Any) -> Tensor:
         rows = z.reshape(-1, z.shape[-1])
-        count = self.how.count(len(rows), half.gone)
+        count = self.how.count(call.tokens, half.gone)
         if not count:
             return plain(z)
         at = call.probed(count, z.device)
@@ -178,12 +176,20 @@ class Refitted:
         return out
 
     def _known(self, half: Half) -> Known:
+        if not isinstance(self.state, RefitState):
+            raise UserError(f"`state` is a {type(self.state).__name__}. Give a `secateur.RefitState`, of this smaller model.")
         if half.number not in self.state.known:
             raise UserError(
                 "nothing is known of the smaller model's layers yet. Call `calibrate(blocks)` with some text's token ids, or give "
                 "it a saved state: `model.state = secateur.RefitState.load(path)`."
             )
-        return self.state.known[half.number]
+        known = self.state.known[half.number]
+        if known.weight.shape != (half.width, half.outputs):
+            raise UserError(
+                f"the state's map of layer {half.number} is {list(known.weight.shape)}, and {[half.width, half.outputs]} is needed. "
+                "Give the state that was saved with this smaller model, or calibrate anew."
+            )
+        return known
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._call = None
@@ -191,12 +197,19 @@ class Refitted:
             return
         shape, valid = seen(args, kwargs)
         cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            self._call = Call(shape=shape, valid=valid, kept=getattr(cache, TAG, None), whole=False)
+        tokens = shape[0] * shape[1] if valid is None else int(valid.sum())
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            kept = getattr(cache, TAG, None)
+            if kept is None or kept.owner != id(self):
+                raise UserError(
+                    "the key-value cache was not made by this model. Begin anew without it, as what goes with it is not known."
+                )
+            self._call = Call(shape=shape, valid=valid, kept=kept, whole=False, tokens=tokens)
             return
         asked = kwargs.get("use_cache")
         cached = cache is not None or (self.model.config.use_cache if asked is None else asked)
-        self._call = Call(shape=shape, valid=valid, kept=self._held or (Corrections() if cached else None), whole=True)
+        kept = self._held or (Corrections(owner=id(self)) if cached else None)
+        self._call = Call(shape=shape, valid=valid, kept=kept, whole=True, tokens=tokens)
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call, self._call = self._call, None
