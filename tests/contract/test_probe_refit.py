@@ -16,7 +16,7 @@ from secateur import ProbeRefit, RefitState, UserError, axes
 from secateur.families.binding import bind
 from secateur.families.resize import resize_layer
 from secateur.plan import Plan
-from secateur.runtime.refitted import Refitted
+from secateur.runtime.refitted import TAG, Refitted
 from tests.contract.masking import layers_of
 from tests.contract.tiny import MODEL_TYPES, VARIANTS, tiny_model, tiny_tokens
 
@@ -317,6 +317,7 @@ def test_a_short_first_turn_leaves_the_next_to_be_probed():
     second = model(ids[:, 4:], past_key_values=first.past_key_values)
     other = small(ids[:, 4:], past_key_values=its.past_key_values)
     assert (second.logits - other.logits).abs().max() > 1e-3
+    assert set(getattr(second.past_key_values, TAG).by_layer) == {0, 1}  # every layer's, not the first one's alone
     last = {"input_ids": ids[:, :1]}
     third = model(**last, past_key_values=second.past_key_values)
     assert (third.logits - small(**last, past_key_values=other.past_key_values).logits).abs().max() > 1e-3

@@ -40,6 +40,7 @@ def _valid(mask: Any, length: int) -> "Bool[Tensor, 'batch token'] | None":
 
 
 def batches(blocks: Any, mask: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Token ids and masks, `size` blocks at a time, or as an iterable hands them out."""
     if isinstance(blocks, Tensor):
         masks = [None] * len(blocks) if mask is None else mask
         return [
@@ -50,6 +51,7 @@ def batches(blocks: Any, mask: Tensor | None, size: int) -> list[tuple[Tensor, T
 
 
 def checked(parts: list[tuple[Tensor, Tensor | None]]) -> list[tuple[Tensor, Tensor | None]]:
+    """The same. Raises `UserError` where there is no token, or no [block, token]."""
     wrong = next((list(ids.shape) for ids, _ in parts if ids.ndim != 2), None)
     if wrong or not any(ids.numel() for ids, _ in parts):
         raise UserError(

@@ -21,7 +21,7 @@ from secateur.runtime.history import History
 from secateur.runtime.inputs import batches, checked, seen
 from secateur.runtime.overlap import Overlap
 from secateur.runtime.probe_pruning import ProbePruning
-from secateur.runtime.scoring import unfit
+from secateur.runtime.scoring import require_fit
 from secateur.runtime.selected import Gather, check
 from secateur.runtime.standin import Standin
 from secateur.runtime.state import State
@@ -200,10 +200,8 @@ class Probed(Standin):
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         batch, self._batch = self._batch, None
-        if batch is not None and batch.unfit:
-            sound = torch.stack([found for _, found in batch.unfit]).tolist()
-            if not all(sound):
-                raise unfit(batch.unfit[sound.index(False)][0])
+        if batch is not None:
+            require_fit(batch.unfit)
 
     @torch.no_grad()
     def calibrate(

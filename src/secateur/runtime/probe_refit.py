@@ -7,7 +7,9 @@ D = diag(var z + typical(var z) / 10):
 
     r     = y - (M z + c)                                   what no fixed map of z could say, in this batch
     alpha = (Z D^-1 Z^T + 1 + lam I)^-1 r                    min over dW, b:  ||r - dW Z - b||^2 + lam (||dW D^(1/2)||^2 + b^2)
-    W    <- W + alpha^T Z D^-1,   b <- b + sum alpha         ridge regression in n equations: its cost is n (n + 2 K), not K^3
+    W    <- W + alpha^T Z D^-1,   b <- b + sum alpha - alpha^T Z D^-1 mean
+
+which is ridge regression in n equations, at a cost of n (n + 2 K) and not K^3,
 
 and to the probed tokens themselves the rest of r, lam alpha, is added. r is taken against M and not against W,
 as W was also fitted to what the layers before have lost, which no probe sees. Ours; the figures that chose the defaults are in
@@ -93,13 +95,10 @@ def precision(variance: Float[Tensor, " kept"]) -> Float[Tensor, " kept"]:
 
 
 def spread(valid: Bool[Tensor, "batch token"] | None, tokens: int, count: int, device: torch.device) -> Int[Tensor, " probed"]:
-    """Positions of `count` tokens in the flattened batch, evenly spread over those that are not padding (without asking the device
-    how many these are; repeated where they are fewer)."""
-    steps = (torch.arange(count, device=device) + 0.5) / count
-    if valid is None:
-        return (steps * tokens).long()
-    seen = valid.flatten().long().cumsum(0)
-    return torch.searchsorted(seen, (steps * seen[-1]).long() + 1).clamp_max(tokens - 1)
+    """Positions of `count` tokens in the flattened batch, evenly spread over the `tokens` that are not padding; repeated where these
+    are fewer."""
+    places = ((torch.arange(count, device=device) + 0.5) / count * tokens).long()
+    return places if valid is None else torch.searchsorted(valid.flatten().long().cumsum(0), places + 1)
 
 
 def correct(

@@ -135,6 +135,10 @@ def halves(small: nn.Module, dense: nn.Module, plan: Plan, binding: Binding) -> 
             raise UserError(f"the {role} model is in training mode. Call `model.eval()` first.")
     check_plan(plan, binding)
     few, many = (list(m.get_submodule(binding.family.layers)) for m in (small, dense))  # type: ignore[arg-type]
+    if len(few) != len(plan.remaining):
+        raise UserError(
+            f"the smaller model has {len(few)} layers, and by the plan {len(plan.remaining)} stay. Give the plan that it was pruned by."
+        )
     mine, its = next(small.parameters()), next(dense.parameters())
     if (mine.dtype, mine.device) != (its.dtype, its.device):
         raise UserError(

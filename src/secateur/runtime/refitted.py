@@ -18,7 +18,7 @@ from secateur.runtime.inputs import batches, checked, seen
 from secateur.runtime.probe_refit import Correction, Known, ProbeRefit, correct, spread
 from secateur.runtime.refit_half import Corrected, Half, Learner, halves
 from secateur.runtime.refit_state import RefitState
-from secateur.runtime.scoring import unfit
+from secateur.runtime.scoring import require_fit
 from secateur.runtime.standin import Standin
 
 TAG = "secateur_corrections"  # the attribute of a key-value cache that its corrections are kept in
@@ -37,6 +37,7 @@ class Corrections:
     """Of one batch, for the steps that follow: it goes with its key-value cache."""
 
     owner: int
+    """The model's `id`; not itself, as caches are copied and it is not."""
     by_layer: dict[int, Found] = field(default_factory=dict)
     done: bool = False
 
@@ -51,22 +52,17 @@ class Call:
     """What is remembered of it, or was; None without a cache."""
     whole: bool
     """The sequences are here from their beginning."""
-    tokens: int
-    """Those that are no padding."""
+    probes: bool
+    """Nothing was known of its sequences when it began."""
+    tokens: int = 0
+    """Those that are no padding, where it probes."""
     places: dict[int, Int[Tensor, " probed"]] = field(default_factory=dict)
     unfit: list[tuple[int, Tensor]] = field(default_factory=list)
-
-    @property
-    def probes(self) -> bool:
-        """Nothing is known of its sequences yet."""
-        if self.whole:
-            return self.kept is None or not self.kept.done
-        return self.kept is not None and not self.kept.by_layer
 
     def probed(self, count: int, device: torch.device) -> Int[Tensor, " probed"]:
         """Positions of that many tokens: the same in every layer."""
         if count not in self.places:
-            self.places[count] = spread(self.valid, self.shape[0] * self.shape[1], count, device)
+            self.places[count] = spread(self.valid, self.tokens, count, device)
         return self.places[count]
 
 
@@ -197,19 +193,21 @@ class Refitted(Standin):
             return
         shape, valid = seen(args, kwargs)
         cache = kwargs.get("past_key_values")
-        tokens = shape[0] * shape[1] if valid is None else int(valid.sum())
         if cache is not None and int(cache.get_seq_length()) > 0:
             kept = getattr(cache, TAG, None)
             if kept is None or kept.owner != id(self):
                 raise UserError(
                     "the key-value cache was not made by this model. Begin anew without it, as what goes with it is not known."
                 )
-            self._call = Call(shape=shape, valid=valid, kept=kept, whole=False, tokens=tokens)
-            return
-        asked = kwargs.get("use_cache")
-        cached = cache is not None or (self.model.config.use_cache if asked is None else asked)
-        kept = self._held or (Corrections(owner=id(self)) if cached else None)
-        self._call = Call(shape=shape, valid=valid, kept=kept, whole=True, tokens=tokens)
+            call = Call(shape=shape, valid=valid, kept=kept, whole=False, probes=not kept.by_layer)
+        else:
+            asked = kwargs.get("use_cache")
+            cached = cache is not None or (self.model.config.use_cache if asked is None else asked)
+            kept = self._held or (Corrections(owner=id(self)) if cached else None)
+            call = Call(shape=shape, valid=valid, kept=kept, whole=True, probes=kept is None or not kept.done)
+        if call.probes:
+            call.tokens = shape[0] * shape[1] if valid is None else int(valid.sum())
+        self._call = call
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call, self._call = self._call, None
@@ -221,10 +219,7 @@ class Refitted(Standin):
         cache = next((part for part in parts if hasattr(part, "get_seq_length")), None)
         if cache is not None and call.whole:
             setattr(cache, TAG, call.kept)
-        if call.unfit:
-            sound = torch.stack([found for _, found in call.unfit]).tolist()
-            if not all(sound):
-                raise unfit(call.unfit[sound.index(False)][0])
+        require_fit(call.unfit)
 
     @torch.no_grad()
     def calibrate(

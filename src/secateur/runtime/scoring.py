@@ -1,5 +1,6 @@
 """From what a probe and a history say of each channel to a score for each unit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,9 +103,11 @@ def best(score: Float[Tensor, " unit"], count: int, groups: int = 1) -> Int[Tens
     return (kept + torch.arange(groups, device=kept.device)[:, None] * rows.shape[1]).flatten()
 
 
-def unfit(layer: int) -> UserError:
-    """The batch has NaN or infinity in it."""
-    return UserError(
-        f"the states in front of layer {layer} hold NaN or infinity, so nothing can be chosen for this batch. Look at its "
-        "inputs (embeddings given directly?), and compute in bf16 or fp32 instead of fp16."
-    )
+def require_fit(sound: Sequence[tuple[int, Tensor]]) -> None:
+    """Raises `UserError` where a layer found NaN or infinity: (layer, whether it did not). Looking waits for the device, once."""
+    found = torch.stack([fit for _, fit in sound]).tolist() if sound else []
+    if not all(found):
+        raise UserError(
+            f"the states in front of layer {sound[found.index(False)][0]} hold NaN or infinity, so nothing can be chosen for this "
+            "batch. Look at its inputs (embeddings given directly?), and compute in bf16 or fp32 instead of fp16."
+        )

@@ -27,7 +27,9 @@ class Standin:
 
     def train(self, mode: bool = True) -> Any:
         if mode:
-            raise UserError("train() was called, and this model is for inference. Take the changes back first, and train that.")
+            raise UserError(
+                "train() was called, and this model is for inference. Take back what `dense()`, or `plain()` of a smaller model, returns, and train that."
+            )
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
