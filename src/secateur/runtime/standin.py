@@ -28,7 +28,7 @@ class Standin:
     def train(self, mode: bool = True) -> Any:
         if mode:
             raise UserError(
-                "train() was called, and this model is for inference. Take back what `dense()`, or `plain()` of a smaller model, returns, and train that."
+                "train() was called, and this model is for inference. Train what `dense()` gives back, or `plain()` of a smaller model."
             )
         return self
 
