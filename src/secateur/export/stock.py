@@ -5,10 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from secateur import axes
 from secateur.axes import Sizes
-from secateur.errors import UserError
-from secateur.families.binding import Binding
+from secateur.families.binding import Binding, bias_of, bind
 from secateur.families.depth import check_renumbered, shortened
 from secateur.families.family import Stock
 
@@ -40,7 +41,7 @@ def shape_of(
         assert len(stay) == len(layers), f"sizes of {len(layers)} layers, and {len(stay)} stay"
         check_renumbered(binding, stay)
         flagged = shortened(flagged, binding.family, stay)
-    reasons = _reasons(binding, stock, layers)
+    reasons = _reasons(binding, stock, layers, new_biases)
     if reasons:
         return Shape(stock=False, config=flagged, reasons=reasons)
     sizes = layers[0]
@@ -81,26 +82,29 @@ def accepts_ffn(binding: Binding) -> bool:
 
 
 def with_biases(binding: Binding, readers: Collection[str]) -> Any:
-    """The configuration that gives these readers a bias; a `UserError` where the family has no slot for one."""
+    """The configuration that gives a bias to those of these readers that the family has a flag for."""
     stock = binding.family.stock[binding.model_type]
     config = copy.deepcopy(binding.config)
     for reader in readers:
-        if reader not in stock.bias_flags:
-            module = reader.removesuffix(".weight")
-            raise UserError(
-                f"a {binding.model_type!r} model has no bias slot on {module}, which bias compensation needs. "
-                f"Use --compensate least-squares (better, and needs none) or --compensate none, or prune other axes with --axes."
-            )
-        setattr(config, stock.bias_flags[reader], True)
+        if reader in stock.bias_flags:
+            setattr(config, stock.bias_flags[reader], True)
     return config
+
+
+def bound_with_biases(binding: Binding, readers: Collection[str], dtype: torch.dtype = torch.float32) -> Binding:
+    """The same model with a bias on these readers, by the family's flag or beside its class."""
+    if not readers:
+        return binding
+    return bind(with_biases(binding, readers), dtype=dtype, biases=[bias_of(reader) for reader in readers])
 
 
 def heads(sizes: Sizes) -> int:
     return sizes["kv"] * sizes.get("group", 1)
 
 
-def _reasons(binding: Binding, stock: Stock, layers: Sequence[Sizes]) -> tuple[str, ...]:
-    out = []
+def _reasons(binding: Binding, stock: Stock, layers: Sequence[Sizes], new_biases: Collection[str]) -> tuple[str, ...]:
+    slotless = sorted(name.removesuffix(".weight") for name in new_biases if name not in stock.bias_flags)
+    out = [f"a {binding.model_type!r} model has no bias slot on {' and '.join(slotless)}"] if slotless else []
     named = {axis for product in stock.fields.values() for axis in product.split()}
     pruned = [a for a in axes.PRUNABLE if a in binding.sizes and any(s[a] != binding.sizes[a] for s in layers)]
     for axis in pruned:
