@@ -51,8 +51,7 @@ def unequal_config(target: Binding, config: Config, layers: Sequence[Kept]) -> C
 
     `target` has the biases that the result has; `layers` are the kept units of those that stay, in order.
     """
-    import transformers
-
+    assert self_contained(target), f"{type(target.model)} is not a class of transformers"
     family = target.family
     sizes = [axes.kept_sizes(target.sizes, kept) for kept in layers]
     weights = {
@@ -67,11 +66,7 @@ def unequal_config(target: Binding, config: Config, layers: Sequence[Kept]) -> C
         inputs[name] = [dim, target.sizes[axis], [list(kept.get(axis, range(target.sizes[axis]))) for kept in layers]]
     field = config.attribute_map.get("num_attention_heads", "num_attention_heads")
     base: Any = target.model.base_model
-    classes = {
-        "AutoConfig": config, "AutoModel": base, "AutoModelForCausalLM": target.model
-    }  # fmt: skip
-    for one in classes.values():
-        assert getattr(transformers, type(one).__name__, None) is type(one), f"{type(one)} is not a class of transformers"
+    classes = {"AutoConfig": config, "AutoModel": base, "AutoModelForCausalLM": target.model}
     auto = {name: f"{CODE}.{PREFIX}{type(one).__name__}" for name, one in classes.items()}
     facts = {
         "layers": family.layers.removeprefix(base.base_model_prefix + "."), "weights": weights, "attributes": dict(family.attrs),
@@ -81,6 +76,14 @@ def unequal_config(target: Binding, config: Config, layers: Sequence[Kept]) -> C
     body = {name: value for name, value in config.to_diff_dict().items() if name not in ("model_type", "transformers_version")}
     body |= {"secateur": facts, "auto_map": auto, "architectures": [PREFIX + type(target.model).__name__]}
     return getattr(modeling_secateur, PREFIX + type(config).__name__).from_dict(body)
+
+
+def self_contained(binding: Binding) -> bool:
+    """Whether the model's classes are transformers' own, by which the modelling file names them."""
+    import transformers
+
+    model: Any = binding.model
+    return all(getattr(transformers, type(x).__name__, None) is type(x) for x in (binding.config, model, model.base_model))
 
 
 def is_unequal(body: Mapping[str, Any]) -> bool:

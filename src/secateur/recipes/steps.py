@@ -132,7 +132,8 @@ def operate(
         source=job.source, target=job.target, plan=plan, compensation=job.compensation, seen=seen,
         rewritten=rewritten.load if rewritten else lambda layer: {},
     )  # fmt: skip
-    shards = Shards.of(rebuild, job.source, own=not shape.stock)
+    unequal = not shape.stock and shape.self_contained
+    shards = Shards.of(rebuild, job.source, own=unequal)
     assert job.settings.out is not None
     check_disk({job.settings.out: shards.num_bytes})
     drawn, _ = job.blocks
@@ -144,7 +145,7 @@ def operate(
     # What is computed in is no property of the result: `from_pretrained` must find the type that is stored.
     shape.config.dtype = job.source.dtype(job.binding.embedding)
     left = [plan.layers[i] for i in plan.remaining]
-    save_config(shape.config if shape.stock else unequal_config(job.target, shape.config, left), fresh)
+    save_config(unequal_config(job.target, shape.config, left) if unequal else shape.config, fresh)
     save_record({"stock": shape.stock, "plan": plan.to_dict(), "provenance": {}}, fresh)
     return shards, max(verifier.errors)
 
