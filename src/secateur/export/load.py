@@ -34,7 +34,9 @@ def load(
         source = Checkpoint.open(directory, dtype=dtype, trust_remote_code=trust_remote_code)  # and check it
         if old:
             return _unequal(source).to(device).eval()
-    loader, options = (own_model(body), {}) if is_unequal(body) else (AutoModelForCausalLM, {"trust_remote_code": trust_remote_code})
+    loader, options = (
+        (own_model(body), {}) if is_unequal(body) else (AutoModelForCausalLM, {"trust_remote_code": trust_remote_code})
+    )
     try:
         loaded: Any = loader.from_pretrained(directory, dtype=dtype or "auto", **options)
     except Exception as error:  # of every library that has a part in it

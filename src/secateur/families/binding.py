@@ -13,6 +13,7 @@ from secateur.axes import Sizes, Spec
 from secateur.errors import UserError
 from secateur.families import family_for
 from secateur.families.family import Config, Family
+from secateur.families.modeling_secateur import UnequalConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +89,24 @@ def bind(
 ) -> Binding:
     """Build the model without weights and check the family's table against its every parameter.
 
-    `biases`: names of biases that every layer has, added to it where its class has no slot for one.
+    `biases`: names of biases that every layer has, added to it where its class has no slot for one. A configuration of unequal
+    layers is bound as the stock one that it was made from.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    config = config.stock() if isinstance(config, UnequalConfig) else config
     family = family_for(config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()  # moving the parameters to the meta device one by one has parted them
     model.eval().requires_grad_(False)
     sizes = {axis: int(size(config)) for axis, size in family.sizes.items()}
-    layers: Any = model.get_submodule(family.layers)
     texts = dict(family.layer) | {n: family.layer.get(n) or output(family.layer[weight_of(n)]) for n in biases}
-    added = tuple(n for layer in layers[:1] for n in biases if layer.get_submodule(n.removesuffix(".bias")).bias is None)
-    for layer, name in product(layers, added):
-        empty = torch.empty(axes.shape(axes.parse(texts[name]), sizes), dtype=dtype, device="meta")
-        layer.get_submodule(name.removesuffix(".bias")).bias = nn.Parameter(empty, requires_grad=False)
+    stack: Any = model.get_submodule(family.layers)
+    added = _add_biases(stack, {n: axes.shape(axes.parse(texts[n]), sizes) for n in biases}, dtype)
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    prefix, num_layers = family.layers + ".", len(layers)
+    prefix, num_layers = family.layers + ".", len(stack)
     outer = {n: axes.parse(family.outer[n]) for n in found if n in family.outer}
     layer = {n: axes.parse(s) for n, s in texts.items() if f"{prefix}0.{n}" in found}
     described = {**outer, **{f"{prefix}{i}.{n}": s for i in range(num_layers) for n, s in layer.items()}}
@@ -123,6 +123,15 @@ def bind(
         config=config, family=family, model=model, sizes=sizes, num_layers=num_layers, outer=outer, layer=layer, tied=head,
         added=added,
     )  # fmt: skip
+
+
+def _add_biases(stack: Any, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[str, ...]:
+    """Those of the named biases that the layers' class has no slot for, after they have got them, on the meta device."""
+    added = tuple(n for n in shapes if len(stack) and stack[0].get_submodule(n.removesuffix(".bias")).bias is None)
+    for layer, name in product(stack, added):
+        empty = torch.empty(shapes[name], dtype=dtype, device="meta")
+        layer.get_submodule(name.removesuffix(".bias")).bias = nn.Parameter(empty, requires_grad=False)
+    return added
 
 
 def bias_of(weight: str) -> str:

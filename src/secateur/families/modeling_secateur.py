@@ -15,6 +15,7 @@ Nothing of the computation is here: attention, masks, caches and `generate` are 
 
 from functools import partial
 from math import prod
+from typing import Any
 
 import transformers
 from torch import nn
@@ -27,13 +28,15 @@ NOTICE = (
 )
 WIDTHS = (("out_features", "in_features"), ("nx", "nf"))  # of nn.Linear and Conv1D, in the order of the weight's dimensions
 
+Stock: Any = object  # a class of transformers that comes behind
+
 
 def size(dim, sizes):
     """Of one dimension: `"kv group head_dim + 2 kv head_dim"`."""
     return sum(prod(sizes[n] if n in sizes else int(n) for n in term.split()) for term in dim.split("+"))
 
 
-class UnequalConfig:
+class UnequalConfig(Stock):
     """Mixed into a stock configuration class."""
 
     _auto_class = "AutoConfig"
@@ -48,11 +51,11 @@ class UnequalConfig:
     def stock(self):
         """The stock configuration of the model that this one was made from."""
         own = ("secateur", "auto_map", "model_type", "architectures", "transformers_version")
-        found = super(UnequalConfig, self).to_diff_dict()
+        found = super().to_diff_dict()
         return type(self).__mro__[2].from_dict({name: value for name, value in found.items() if name not in own})
 
 
-class UnequalModel:
+class UnequalModel(Stock):
     """Mixed into a stock model class."""
 
     def __init__(self, config, *args, **kwargs):
@@ -84,7 +87,9 @@ def resize(model):
 
 def set_weight(module, kind, shape):
     old = getattr(module, kind)
-    new = module.weight.new_zeros(shape) if old is None else old.detach()[tuple(slice(n) for n in shape)].clone()
+    if old is None:
+        old = module.weight.new_zeros(shape)
+    new = old.detach()[tuple(slice(n) for n in shape)].clone()
     if list(new.shape) != shape:
         raise ValueError(f"config.secateur wants the shape {shape} of a weight that has {list(old.shape)} in the stock class")
     setattr(module, kind, nn.Parameter(new))

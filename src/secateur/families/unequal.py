@@ -3,6 +3,7 @@
 `modeling_secateur` is the class that such a configuration is for, here and beside the weights.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ class Unequal:
         biases = tuple(name for name in facts["weights"] if name.endswith(".bias"))
         return cls(sizes=tuple(facts["sizes"]), biases=biases, kept=kept)
 
+    def describes(self, layers: Sequence[Kept], whole: Sizes) -> bool:
+        """Whether layers of these kept units have these sizes."""
+        given = [axes.kept_sizes(whole, kept) for kept in layers]
+        return len(given) == len(self.sizes) and all(
+            g[a] == n for g, own in zip(given, self.sizes, strict=True) for a, n in own.items()
+        )
+
     def layers(self, whole: Sizes) -> tuple[Kept, ...]:
         """Kept units of each layer; which of the original's they are is only known for those of `kept`."""
         found = []
@@ -59,7 +67,9 @@ def unequal_config(target: Binding, config: Config, layers: Sequence[Kept]) -> C
         for name, spec in target.layer.items()
         if name in target.added or any(spec.mentions(axis) for axis in axes.PRUNABLE)
     }
-    named = {word for dims in [*weights.values(), family.attrs.values()] for dim in dims for word in dim.replace("+", " ").split()}
+    named = {
+        word for dims in [*weights.values(), family.attrs.values()] for dim in dims for word in dim.replace("+", " ").split()
+    }
     inputs = {}
     for name, text in family.inputs.items():
         dim, axis = _sliced(text)
@@ -86,14 +96,16 @@ def self_contained(binding: Binding) -> bool:
     return all(getattr(transformers, type(x).__name__, None) is type(x) for x in (binding.config, model, model.base_model))
 
 
-def is_unequal(body: Mapping[str, Any]) -> bool:
+def is_unequal(body: Any) -> bool:
     """Whether a configuration file is of this form."""
-    return body["model_type"].startswith(TYPE) and "secateur" in body
+    return isinstance(body, Mapping) and str(body.get("model_type")).startswith(TYPE)
 
 
-def own_config(directory: Path, body: Mapping[str, Any]) -> Config:
-    """The configuration in a directory of this form, by this package's class and not by the file beside it."""
-    return _own(body["auto_map"]["AutoConfig"]).from_pretrained(directory)
+def own_config(directory: Path) -> Config | None:
+    """The configuration in a directory of this form, by this package's class and not by the file beside it; None of any other."""
+    path = directory / "config.json"
+    body = json.loads(path.read_text()) if path.is_file() else {}
+    return _own(body["auto_map"]["AutoConfig"]).from_pretrained(directory) if is_unequal(body) else None
 
 
 def own_model(body: Mapping[str, Any]) -> Any:
@@ -121,7 +133,8 @@ def register() -> None:
         config = getattr(modeling_secateur, PREFIX + stock.__name__)
         AutoConfig.register(TYPE + model_type, config, exist_ok=True)
         for auto, mapping in ((AutoModel, MODEL_MAPPING), (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)):
-            auto.register(config, getattr(modeling_secateur, PREFIX + mapping[stock].__name__), exist_ok=True)
+            model: Any = mapping[stock]
+            auto.register(config, getattr(modeling_secateur, PREFIX + model.__name__), exist_ok=True)
 
 
 def _sliced(text: str) -> tuple[int, str]:

@@ -2,10 +2,9 @@
 
 import math
 import time
-from pathlib import Path
 
 from secateur.export.huggingface import published
-from secateur.export.stock import Shape, shape_of
+from secateur.export.stock import shape_of
 from secateur.recipes.depth import left_whole
 from secateur.recipes.differentiate import differentiate
 from secateur.recipes.forecast import Forecast, forecast
@@ -86,7 +85,9 @@ def announce(job: Job, report: Reporter) -> None:
     if job.shape.stock:
         report.say("the result will be a stock checkpoint" + "".join(f"; {note}" for note in job.shape.notes))
     else:
-        report.warn(f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. {UNEQUAL if job.shape.self_contained else OWN_CODE}")
+        report.warn(
+            f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. {UNEQUAL if job.shape.self_contained else OWN_CODE}"
+        )
     report.say(f"memory at the peak will be about {spell_bytes(job.peak)}")
 
 
@@ -94,4 +95,3 @@ def stored_twice(job: Job) -> int:
     """Parameters of a tied head that the checkpoint stores all the same."""
     tied = job.binding.tied
     return math.prod(job.source.entry(tied).shape) if tied in job.source.keys and tied else 0
-

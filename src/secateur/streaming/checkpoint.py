@@ -18,7 +18,7 @@ from secateur.axes import Kept
 from secateur.errors import UserError
 from secateur.families import family_for
 from secateur.families.binding import Binding, bind
-from secateur.families.unequal import Unequal, is_unequal, own_config
+from secateur.families.unequal import Unequal, own_config
 from secateur.plan import RECORD, read_record
 from secateur.streaming.tensorfile import Entry, TensorFile
 
@@ -71,6 +71,11 @@ class Checkpoint:
         layers = () if plan is None else tuple(plan.layers[i] for i in plan.remaining)
         if unequal and not layers:
             layers = unequal.layers(binding.sizes)
+        elif unequal and not unequal.describes(layers, binding.sizes):
+            raise UserError(
+                f"{directory / RECORD} and {directory / 'config.json'} say different sizes of the layers: they do not belong together. "
+                f"Copy the directory again, whole."
+            )
         _check(directory, binding, keys, layers)
         return cls(directory=directory, binding=binding, keys=keys, unused=unused, layers=layers)
 
@@ -156,19 +161,17 @@ def read_config(directory: Path, *, trust_remote_code: bool = False) -> tuple[An
         given = body["quantization_config"]
         kind = given.get("quant_method", "of an unknown kind") if isinstance(given, dict) else "of an unknown kind"
         raise _quantised(directory, f"a quantization_config ({kind})")
-    if is_unequal(body):
-        try:
-            found = own_config(directory, body)
-            return found.stock(), Unequal.of(found)
-        except UserError:
-            raise
-        except Exception as error:  # of a strict configuration class, or for what is missing
-            raise _invalid(path, body["model_type"], error) from error
+    try:
+        own = own_config(directory)
+        if own is not None:
+            return own.stock(), Unequal.of(own)
+    except Exception as error:  # of a strict configuration class, or for what is missing
+        raise _invalid(path, body["model_type"], error) from error
     family_for(_Named(body["model_type"]))  # refuse early, before transformers' own message
     if body.get("auto_map") and not trust_remote_code:
         raise UserError(
             f"{directory} brings its own model code ({', '.join(body['auto_map'])}), which is not run unless you ask: "
-            f"read the code, then give --trust-remote-code. A model written by secateur loads with secateur.load."
+            f"read the code, then give --trust-remote-code."
         )
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code), None
@@ -194,9 +197,7 @@ def read_body(directory: Path) -> dict[str, Any]:
     return body
 
 
-def _bound(
-    directory: Path, config: Any, dtype: torch.dtype, *, trust_remote_code: bool, biases: Sequence[str] = ()
-) -> Binding:
+def _bound(directory: Path, config: Any, dtype: torch.dtype, *, trust_remote_code: bool, biases: Sequence[str] = ()) -> Binding:
     try:
         binding = bind(config, dtype=dtype, trust_remote_code=trust_remote_code, biases=biases)
     except UserError:
