@@ -136,7 +136,8 @@ def test_no_torch_before_it_is_needed(arguments: list[str]) -> None:
 def test_the_package_imports_no_torch() -> None:
     done = python("import sys, secateur; print(secateur.UserError.__name__, sorted(dir(secateur)), 'torch' in sys.modules)")
     assert done.stdout.strip() == (
-        "UserError ['Probe', 'ProbePruning', 'State', 'UserError', '__version__', 'evaluate', 'load', 'probe', 'prune'] False"
+        "UserError ['Probe', 'ProbePruning', 'ProbeRefit', 'RefitState', 'State', 'UserError', '__version__', 'evaluate', 'load', "
+        "'probe', 'prune', 'register'] False"
     )
 
 
