@@ -12,6 +12,7 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.api import evaluate, probe, prune
     from secateur.export.load import load
+    from secateur.families.unequal import register
     from secateur.runtime.probe import Probe
     from secateur.runtime.probe_pruning import ProbePruning
     from secateur.runtime.probe_refit import ProbeRefit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Probe", "ProbePruning", "ProbeRefit", "RefitState", "State", "UserError", "__version__", "evaluate", "load", "probe", "prune",
+    "register",
 ]  # fmt: skip
 
 _LAZY = {
@@ -32,6 +34,7 @@ _LAZY = {
     "load": "secateur.export.load",
     "probe": "secateur.api",
     "prune": "secateur.api",
+    "register": "secateur.families.unequal",
 }
 
 

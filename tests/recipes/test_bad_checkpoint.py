@@ -268,10 +268,36 @@ def test_a_damaged_record_is_named(unequal: Path, damage: Callable[[dict[str, An
         secateur.load(unequal)
 
 
-def test_a_missing_record_is_suspected(unequal: Path) -> None:
+def test_a_missing_record_does_no_harm(unequal: Path) -> None:
+    before = secateur.evaluate(unequal, text=str(text_beside(unequal)), seq_len=16).perplexity
     (unequal / "secateur.json").unlink()
+    assert secateur.evaluate(unequal, text=str(text_beside(unequal)), seq_len=16).perplexity == before
+    assert secateur.load(unequal).config.model_type == "secateur_llama"
+
+
+def test_a_missing_record_is_suspected_where_only_that_tells_the_sizes(unequal: Path, checkpoint: Make) -> None:
+    """As in directories that secateur once wrote."""
+    (unequal / "secateur.json").unlink()
+    shutil.copyfile(unequal.parent / "model" / "config.json", unequal / "config.json")
     assert "secateur.json is missing" in refused_eval(unequal, text=str(text_beside(unequal)), seq_len=16)
     with pytest.raises(secateur.UserError, match="cannot be loaded.*secateur.json"):
+        secateur.load(unequal)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda body: body.pop("secateur"), lambda body: body.pop("auto_map"), lambda body: body["secateur"].pop("sizes"),
+     lambda body: body["secateur"]["sizes"].pop(), lambda body: body["secateur"]["fields"].clear(),
+     lambda body: body["auto_map"].update(AutoConfig="own.Own")],
+    ids=["facts", "auto_map", "sizes", "a layer", "fields", "another class"],
+)  # fmt: skip
+def test_a_damaged_configuration_of_unequal_layers_is_named(unequal: Path, damage: Callable[[dict[str, Any]], Any]) -> None:
+    path = unequal / "config.json"
+    body = json.loads(path.read_text())
+    damage(body)
+    path.write_text(json.dumps(body))
+    assert str(path) in refused_eval(unequal, text=str(text_beside(unequal)), seq_len=16)
+    with pytest.raises(secateur.UserError, match="config.json"):
         secateur.load(unequal)
 
 

@@ -90,8 +90,13 @@ def test_settings_are_refused(checkpoint: Make, options: dict[str, Any], says: l
 
 
 FAMILIES: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
-    ("mistral", {}, {"compensate": "bias"}, ["'mistral' model has no bias slot", "least-squares", "none", "--axes"]),
-    ("qwen2", {}, {"compensate": "bias"}, ["'qwen2' model has no bias slot", "least-squares", "none", "--axes"]),
+    (
+        "mistral",
+        {},
+        {"compensate": "bias", "stock": True},
+        ["'mistral' model has no bias slot", "least-squares", "drop --stock"],
+    ),
+    ("qwen2", {}, {"compensate": "bias", "stock": True}, ["'qwen2' model has no bias slot", "least-squares", "drop --stock"]),
     ("llama", {"num_key_value_heads": 8}, {"axes": "group"}, ["--axes group", "one query head per kv head", "kv,ffn"]),
     ("llama", {"num_key_value_heads": 1}, {"axes": "kv"}, ["along --axes kv", "are ffn,group", "other --axes"]),
     ("gpt2", {}, {"stock": True, "axes": "kv"}, ["nothing of this gpt2 model", "drop --stock"]),

@@ -88,9 +88,27 @@ def test_a_stock_result_loads_with_plain_transformers(model_type: str, tmp_path:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_result_that_transformers_cannot_hold_is_refused_by_it(model_type: str, tmp_path: Path):
     _, result = pruned(model_type, tmp_path, protect="0")
-    assert not result.stock and "secateur.load" in result.load
-    with pytest.raises(Exception, match=r"mismatch|size|shape"):
+    assert not result.stock and result.load == f"AutoModelForCausalLM.from_pretrained({result.out!r}, trust_remote_code=True)"
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
         AutoModelForCausalLM.from_pretrained(result.out)
+
+
+def test_a_bias_that_the_family_has_no_slot_for_is_written_beside_its_class(tmp_path: Path):
+    model, result = pruned("mistral", tmp_path, compensate="bias", axes="ffn", ratio=0.2)
+    assert not result.stock and "no bias slot on mlp.down_proj" in " ".join(result.notes)
+    small, ids = secateur.load(result.out), tiny_tokens(2, 12)
+    dense, plan = AutoModelForCausalLM.from_pretrained(model).eval(), plan_of(Path(result.out))
+    assert all(layer.mlp.down_proj.bias.abs().sum() > 0 for layer in small.model.layers)
+    assert sum(p.numel() for p in small.parameters()) == result.parameters_after
+    error = torch.linalg.vector_norm(logits(small, ids) - logits(dense, ids))
+    assert error < torch.linalg.vector_norm(logits(masked(dense, plan.layers), ids) - logits(dense, ids))
+    rows = torch.tensor(AutoTokenizer.from_pretrained(result.out)(text_beside(model).read_text())["input_ids"])
+    rows = rows[: len(rows) // 16 * 16].view(-1, 16)
+    with torch.no_grad():
+        loss = torch.stack([small(row[None], labels=row[None]).loss for row in rows]).mean().item()
+    assert secateur.evaluate(result.out, text=str(text_beside(model)), seq_len=16).loss == pytest.approx(loss, rel=1e-4)
+    card = (Path(result.out) / "README.md").read_text()
+    assert "trust_remote_code=True" in card and "secateur.register()" in card and 'library_name: "transformers"' in card
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi", "bloom"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.calibration.text import Text
 from secateur.errors import UserError
+from secateur.families.unequal import own_config
 from secateur.reporter import Quiet, Reporter
 
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase
@@ -169,7 +170,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Toke
             f"base model there."
         )
     try:
-        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, local_files_only=True)
+        own = own_config(path)  # of unequal layers: the stock type is what decides between kinds of tokenizers
+        config = {} if own is None else {"config": own.stock()}
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, local_files_only=True, **config)
     except Exception as error:  # the tokenizers library raises Exception itself
         reason = " ".join(str(error).split())[:300]
         hint = (

@@ -159,6 +159,7 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def save_config(config: Any, target: Path) -> None:
+    """With the modelling file of unequal layers, where it is such a configuration."""
     config.save_pretrained(target)
 
 

@@ -12,8 +12,9 @@ from secateur.axes import Kept
 from secateur.errors import UserError
 from secateur.families.binding import Binding
 from secateur.families.resize import resize_layer, slice_inputs
+from secateur.families.unequal import is_unequal, own_model
 from secateur.plan import RECORD, Plan, read_record
-from secateur.streaming.checkpoint import Checkpoint, locate
+from secateur.streaming.checkpoint import Checkpoint, locate, read_body
 
 
 def load(
@@ -21,18 +22,23 @@ def load(
 ) -> Any:
     """A model directory (or hub id) as a `PreTrainedModel` in evaluation mode; unequal layers included.
 
-    A directory that `AutoModelForCausalLM.from_pretrained` loads is given to it. Raises `UserError` if it is neither.
+    A directory that `AutoModelForCausalLM.from_pretrained` loads is given to it; unequal layers are loaded by this package's own
+    copy of the file that lies beside them. Raises `UserError` if it is neither.
     """
     from transformers import AutoModelForCausalLM
 
     directory = locate(str(model))
-    record = read_record(directory)
-    if record is not None and not record["stock"]:
-        return _unequal(Checkpoint.open(directory, dtype=dtype, trust_remote_code=trust_remote_code)).to(device).eval()
+    record, body = read_record(directory), read_body(directory)
+    old = record is not None and not record["stock"] and not is_unequal(body)
+    if old or is_unequal(body):
+        source = Checkpoint.open(directory, dtype=dtype, trust_remote_code=trust_remote_code)  # and check it
+        if old:
+            return _unequal(source).to(device).eval()
+    loader, options = (
+        (own_model(body), {}) if is_unequal(body) else (AutoModelForCausalLM, {"trust_remote_code": trust_remote_code})
+    )
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype or "auto", trust_remote_code=trust_remote_code
-        )
+        loaded: Any = loader.from_pretrained(directory, dtype=dtype or "auto", **options)
     except Exception as error:  # of every library that has a part in it
         why = " ".join(str(error).split())[:500].rstrip(".!")
         raise UserError(
@@ -66,6 +72,7 @@ def read_plan(model: str | PathLike[str]) -> Plan:
 
 
 def _unequal(source: Checkpoint) -> nn.Module:
+    """Of a directory without a modelling file of its own, as secateur once wrote them: the original `config.json` and a plan."""
     binding = source.binding
     model: Any = binding.model
     for name in binding.names():

@@ -5,12 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from secateur import axes
 from secateur.axes import Sizes
 from secateur.errors import UserError
-from secateur.families.binding import Binding
+from secateur.families.binding import Binding, bias_of, bind
 from secateur.families.depth import check_renumbered, shortened
 from secateur.families.family import Stock
+from secateur.families.unequal import self_contained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,14 @@ class Shape:
     reasons: tuple[str, ...]
     """Why the stock class cannot hold it; empty if it can."""
     notes: tuple[str, ...] = ()
+    self_contained: bool = True
+    """Whether the directory of a shape that is not stock can carry its own modelling file, which needs a class of transformers."""
+
+    def loading(self, out: str) -> str:
+        """The line of Python that loads it."""
+        if not self.stock and not self.self_contained:
+            return f"secateur.load({out!r}, trust_remote_code=True)"
+        return f"AutoModelForCausalLM.from_pretrained({out!r}{'' if self.stock else ', trust_remote_code=True'})"
 
 
 def shape_of(
@@ -40,9 +51,9 @@ def shape_of(
         assert len(stay) == len(layers), f"sizes of {len(layers)} layers, and {len(stay)} stay"
         check_renumbered(binding, stay)
         flagged = shortened(flagged, binding.family, stay)
-    reasons = _reasons(binding, stock, layers)
+    reasons = _reasons(binding, stock, layers, new_biases)
     if reasons:
-        return Shape(stock=False, config=flagged, reasons=reasons)
+        return _unequal(binding, flagged, reasons, new_biases)
     sizes = layers[0]
     config, notes = copy.deepcopy(flagged), ()
     if stock.heads_divide_hidden and binding.sizes["hidden"] % heads(sizes) and _heads_pruned(binding, layers):
@@ -52,7 +63,7 @@ def shape_of(
                 f"{binding.model_type} refuses {heads(sizes)} heads on hidden size {binding.sizes['hidden']}, and "
                 f"{stock.relabel[0]}, which accepts them, has no biases"
             )
-            return Shape(stock=False, config=flagged, reasons=(why,))
+            return _unequal(binding, flagged, (why,), new_biases)
         config = _relabelled(config, stock)
         notes = (
             f"written as {stock.relabel[1]} (equal logits), because {binding.model_type} refuses {heads(sizes)} heads on "
@@ -62,6 +73,22 @@ def shape_of(
         if _mentions_pruned(product, binding, layers):
             setattr(config, field, axes.term_size(tuple(product.split()), sizes))
     return Shape(stock=True, config=config, reasons=(), notes=notes)
+
+
+def _unequal(binding: Binding, config: Any, reasons: tuple[str, ...], new_biases: Collection[str]) -> Shape:
+    contained = self_contained(binding)
+    slotless = _slotless(binding, new_biases)
+    if slotless and not contained:
+        raise UserError(
+            f"this {binding.model_type!r} model has no bias slot on {slotless}, which bias compensation needs, and brings its own "
+            f"class, which none can be added to. Use --compensate least-squares (better, and needs none) or --compensate none."
+        )
+    return Shape(stock=False, config=config, reasons=reasons, self_contained=contained)
+
+
+def _slotless(binding: Binding, new_biases: Collection[str]) -> str:
+    flags = binding.family.stock[binding.model_type].bias_flags
+    return " and ".join(sorted(name.removesuffix(".weight") for name in new_biases if name not in flags))
 
 
 def accepted_heads(binding: Binding, new_biases: Collection[str] = ()) -> frozenset[int] | None:
@@ -81,26 +108,29 @@ def accepts_ffn(binding: Binding) -> bool:
 
 
 def with_biases(binding: Binding, readers: Collection[str]) -> Any:
-    """The configuration that gives these readers a bias; a `UserError` where the family has no slot for one."""
+    """The configuration that gives a bias to those of these readers that the family has a flag for."""
     stock = binding.family.stock[binding.model_type]
     config = copy.deepcopy(binding.config)
     for reader in readers:
-        if reader not in stock.bias_flags:
-            module = reader.removesuffix(".weight")
-            raise UserError(
-                f"a {binding.model_type!r} model has no bias slot on {module}, which bias compensation needs. "
-                f"Use --compensate least-squares (better, and needs none) or --compensate none, or prune other axes with --axes."
-            )
-        setattr(config, stock.bias_flags[reader], True)
+        if reader in stock.bias_flags:
+            setattr(config, stock.bias_flags[reader], True)
     return config
+
+
+def bound_with_biases(binding: Binding, readers: Collection[str], dtype: torch.dtype = torch.float32) -> Binding:
+    """The same model with a bias on these readers, by the family's flag or beside its class."""
+    if not readers:
+        return binding
+    return bind(with_biases(binding, readers), dtype=dtype, biases=[bias_of(reader) for reader in readers])
 
 
 def heads(sizes: Sizes) -> int:
     return sizes["kv"] * sizes.get("group", 1)
 
 
-def _reasons(binding: Binding, stock: Stock, layers: Sequence[Sizes]) -> tuple[str, ...]:
-    out = []
+def _reasons(binding: Binding, stock: Stock, layers: Sequence[Sizes], new_biases: Collection[str]) -> tuple[str, ...]:
+    slotless = _slotless(binding, new_biases)
+    out = [f"a {binding.model_type!r} model has no bias slot on {slotless}"] if slotless else []
     named = {axis for product in stock.fields.values() for axis in product.split()}
     pruned = [a for a in axes.PRUNABLE if a in binding.sizes and any(s[a] != binding.sizes[a] for s in layers)]
     for axis in pruned:

@@ -1,7 +1,9 @@
 """A family's table bound to one configuration: which weights this model really has, and how large each axis is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from secateur.axes import Sizes, Spec
 from secateur.errors import UserError
 from secateur.families import family_for
 from secateur.families.family import Config, Family
+from secateur.families.modeling_secateur import UnequalConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Binding:
     """Weights of one layer, names relative to it. All layers have the same."""
     tied: str | None
     """The name of the head's weight where it is the embedding's own tensor."""
+    added: tuple[str, ...] = ()
+    """Biases of a layer that its class has no slot for, and that were added to it."""
 
     @property
     def model_type(self) -> str:
@@ -79,21 +84,31 @@ class Binding:
         return {n: s for n, s in self.layer.items() if len(s.dims) == 2 and s.reads(axis)}
 
 
-def bind(config: Config, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Binding:
-    """Build the model without weights and check the family's table against its every parameter."""
+def bind(
+    config: Config, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, biases: Collection[str] = ()
+) -> Binding:
+    """Build the model without weights and check the family's table against its every parameter.
+
+    `biases`: names of biases that every layer has, added to it where its class has no slot for one. A configuration of unequal
+    layers is bound as the stock one that it was made from.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    config = config.stock() if isinstance(config, UnequalConfig) else config
     family = family_for(config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()  # moving the parameters to the meta device one by one has parted them
     model.eval().requires_grad_(False)
     sizes = {axis: int(size(config)) for axis, size in family.sizes.items()}
+    texts = dict(family.layer) | {n: family.layer.get(n) or output(family.layer[weight_of(n)]) for n in biases}
+    stack: Any = model.get_submodule(family.layers)
+    added = _add_biases(stack, {n: axes.shape(axes.parse(texts[n]), sizes) for n in biases}, dtype)
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    prefix, num_layers = family.layers + ".", len(model.get_submodule(family.layers))  # type: ignore[arg-type]
+    prefix, num_layers = family.layers + ".", len(stack)
     outer = {n: axes.parse(family.outer[n]) for n in found if n in family.outer}
-    layer = {n: axes.parse(s) for n, s in family.layer.items() if f"{prefix}0.{n}" in found}
+    layer = {n: axes.parse(s) for n, s in texts.items() if f"{prefix}0.{n}" in found}
     described = {**outer, **{f"{prefix}{i}.{n}": s for i in range(num_layers) for n, s in layer.items()}}
     for name, shape in found.items():
         expected = axes.shape(described[name], sizes) if name in described else None
@@ -106,4 +121,33 @@ def bind(config: Config, *, dtype: torch.dtype = torch.float32, trust_remote_cod
     head = next((n for n, p in model.named_parameters(remove_duplicate=False) if n not in found), None)
     return Binding(
         config=config, family=family, model=model, sizes=sizes, num_layers=num_layers, outer=outer, layer=layer, tied=head,
+        added=added,
     )  # fmt: skip
+
+
+def _add_biases(stack: Any, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[str, ...]:
+    """Those of the named biases that the layers' class has no slot for, after they have got them, on the meta device."""
+    added = tuple(n for n in shapes if len(stack) and stack[0].get_submodule(n.removesuffix(".bias")).bias is None)
+    for layer, name in product(stack, added):
+        empty = torch.empty(shapes[name], dtype=dtype, device="meta")
+        layer.get_submodule(name.removesuffix(".bias")).bias = nn.Parameter(empty, requires_grad=False)
+    return added
+
+
+def bias_of(weight: str) -> str:
+    return weight.removesuffix(".weight") + ".bias"
+
+
+def weight_of(bias: str) -> str:
+    return bias.removesuffix(".bias") + ".weight"
+
+
+def output(text: str) -> str:
+    """The axes of a matrix's bias: `"hidden"` of `"hidden <- ffn"`."""
+    spec = axes.parse(text)
+    return f"({spelled(next(dim for d, dim in enumerate(spec.dims) if d not in spec.inputs))})"
+
+
+def spelled(dim: axes.Dim) -> str:
+    """One dimension as text: `"kv group head_dim + 2 kv head_dim"`."""
+    return " + ".join(" ".join(term) for term in dim)

@@ -17,9 +17,9 @@ for each of them, equal in number).
 
 ## What the stock classes can hold
 
-Any family can be pruned to any shape and read back with `secateur.load`. The table says which shapes the stock
-transformers class can hold too, so that `AutoModelForCausalLM.from_pretrained` reads the result. All layers must then
-have the same sizes. Whole layers can leave every family, and the result is stock; where a class makes a layer compute
+Any family can be pruned to any shape ([how that loads](loading.md)). The table says which shapes the stock
+transformers class can hold too, so that `AutoModelForCausalLM.from_pretrained` reads the result as it is. All layers must
+then have the same sizes. Whole layers can leave every family, and the result is stock; where a class makes a layer compute
 something else under another number (GPT-2 with `scale_attn_by_inverse_layer_idx`), they can leave from the end only.
 
 - *MLP width* and *head counts*: the sizes that the configuration can express.

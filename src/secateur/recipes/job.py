@@ -17,8 +17,8 @@ from secateur.criteria.criterion import Criterion
 from secateur.criteria.layer import LayerCriterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_output
-from secateur.export.stock import Shape, with_biases
-from secateur.families.binding import Binding, bind
+from secateur.export.stock import Shape, bound_with_biases
+from secateur.families.binding import Binding
 from secateur.gradients.estimator import KINDS, Estimator, gradient_request
 from secateur.gradients.estimator import working_bytes as gradient_bytes
 from secateur.recipes.depth import check_options, layer_scope, leave_whole
@@ -70,8 +70,7 @@ class Job:
     @cached_property
     def target(self) -> Binding:
         """The result's configuration at the original sizes: the source's own, with new biases where they are needed."""
-        added = self.new_biases()
-        return bind(with_biases(self.binding, added), dtype=self.dtype) if added else self.binding
+        return bound_with_biases(self.binding, self.new_biases(), self.dtype)
 
     @property
     def block_parameters(self) -> int:

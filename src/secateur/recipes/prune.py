@@ -2,10 +2,9 @@
 
 import math
 import time
-from pathlib import Path
 
 from secateur.export.huggingface import published
-from secateur.export.stock import Shape, shape_of
+from secateur.export.stock import shape_of
 from secateur.recipes.depth import left_whole
 from secateur.recipes.differentiate import differentiate
 from secateur.recipes.forecast import Forecast, forecast
@@ -21,6 +20,12 @@ from secateur.settings import PruneSettings, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.finite import check_outer
 from secateur.streaming.memory import peak
+
+UNEQUAL = (
+    "The directory brings its own modelling file: it loads with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True), "
+    "with no flag after secateur.register(), and with secateur.load"
+)
+OWN_CODE = "It loads with secateur.load, with the code that the model brings"
 
 
 def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None) -> PruneResult | Forecast:
@@ -61,7 +66,7 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
             bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
             evaluation=held.protocol if held else None, calibration=drawn.protocol,
             overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
-            load=loading(shape, settings.out),
+            load=shape.loading(str(settings.out)),
             notes=left_whole(plan, job.budget / job.block_parameters) + shape.notes + shape.reasons, verified=error,
             run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
@@ -80,7 +85,9 @@ def announce(job: Job, report: Reporter) -> None:
     if job.shape.stock:
         report.say("the result will be a stock checkpoint" + "".join(f"; {note}" for note in job.shape.notes))
     else:
-        report.warn(f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. It loads with secateur.load")
+        report.warn(
+            f"not a stock checkpoint: {'; '.join(job.shape.reasons)}. {UNEQUAL if job.shape.self_contained else OWN_CODE}"
+        )
     report.say(f"memory at the peak will be about {spell_bytes(job.peak)}")
 
 
@@ -88,7 +95,3 @@ def stored_twice(job: Job) -> int:
     """Parameters of a tied head that the checkpoint stores all the same."""
     tied = job.binding.tied
     return math.prod(job.source.entry(tied).shape) if tied in job.source.keys and tied else 0
-
-
-def loading(shape: Shape, out: Path) -> str:
-    return f"AutoModelForCausalLM.from_pretrained({str(out)!r})" if shape.stock else f"secateur.load({str(out)!r})"

@@ -1,12 +1,15 @@
 """What may leave a model and how much must, as the settings say it; everything that cannot be is refused."""
 
+from dataclasses import replace
+
 from secateur import plan as plans
 from secateur.allocation.allocator import Allocator, TryingAllocator
 from secateur.allocation.choose import Scope, counts, layer_sizes
 from secateur.allocation.uniform import Uniform
 from secateur.errors import UserError
-from secateur.export.stock import Shape, accepted_heads, accepts_ffn, shape_of, with_biases
-from secateur.families.binding import Binding, bind
+from secateur.export.stock import Shape, accepted_heads, accepts_ffn, bound_with_biases, shape_of
+from secateur.families.binding import Binding
+from secateur.families.unequal import self_contained
 from secateur.recipes.depth import protected_layers
 from secateur.settings import PruneSettings, parse_bytes, parse_count, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
@@ -63,10 +66,11 @@ def leave_units(
     shape = shape_of(binding, layer_sizes(binding, kept), new_biases(binding, compensation, scope.axes))
     if allocator.standardised:
         unequal = f"layers get unequal sizes, as --allocation {allocator.name} decides for all layers together"
-        shape = Shape(stock=False, config=shape.config, reasons=(unequal,))
+        shape = replace(shape, stock=False, reasons=(unequal,), notes=(), self_contained=self_contained(binding))
     if settings.stock and not shape.stock:
         raise UserError(
-            f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect, or drop --stock."
+            f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect and, where a bias is in "
+            f"the way, --compensate least-squares; or drop --stock."
         )
     return budget, shape
 
@@ -102,7 +106,7 @@ def _arriving(binding: Binding, scope: Scope, added: tuple[str, ...], leave: int
     block = plans.parameters(binding.layer.values(), binding.sizes) * binding.num_layers
     if not added or leave >= block:
         return 0
-    layer = bind(with_biases(binding, added)).layer
+    layer = bound_with_biases(binding, added).layer
     sizes = layer_sizes(binding, counts(binding, scope, Uniform(), leave))
     return sum(plans.parameters((layer[n] for n in layer.keys() - binding.layer.keys()), s) for s in sizes)
 

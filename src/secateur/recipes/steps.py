@@ -12,6 +12,7 @@ from secateur.criteria.layer import LayerCriterion
 from secateur.errors import UserError
 from secateur.export.huggingface import check_disk, copy_companions, save_config, save_record
 from secateur.export.stock import Shape
+from secateur.families.unequal import unequal_config
 from secateur.gradients.estimator import KINDS
 from secateur.plan import Plan
 from secateur.recipes.evaluate import perplexity_of
@@ -131,7 +132,8 @@ def operate(
         source=job.source, target=job.target, plan=plan, compensation=job.compensation, seen=seen,
         rewritten=rewritten.load if rewritten else lambda layer: {},
     )  # fmt: skip
-    shards = Shards.of(rebuild, job.source)
+    unequal = not shape.stock and shape.self_contained
+    shards = Shards.of(rebuild, job.source, own=unequal)
     assert job.settings.out is not None
     check_disk({job.settings.out: shards.num_bytes})
     drawn, _ = job.blocks
@@ -142,7 +144,8 @@ def operate(
     copy_companions(job.source.directory, fresh)
     # What is computed in is no property of the result: `from_pretrained` must find the type that is stored.
     shape.config.dtype = job.source.dtype(job.binding.embedding)
-    save_config(shape.config, fresh)
+    left = [plan.layers[i] for i in plan.remaining]
+    save_config(unequal_config(job.target, shape.config, left) if unequal else shape.config, fresh)
     save_record({"stock": shape.stock, "plan": plan.to_dict(), "provenance": {}}, fresh)
     return shards, max(verifier.errors)
 

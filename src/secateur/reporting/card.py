@@ -18,7 +18,7 @@ TEMPLATE = """\
 # {{ name }}
 
 A structurally pruned version of `{{ base }}`: whole {{ removed }} were removed by Secateur {{ environment.secateur }}; what
-remains is a smaller, dense model{% if not r.stock %} that transformers alone cannot load{% endif %}.
+remains is a smaller, dense model{% if not r.stock %}, whose layers have sizes of their own{% endif %}.
 
 | | before | after |
 |---|---|---|
@@ -33,6 +33,10 @@ remains is a smaller, dense model{% if not r.stock %} that transformers alone ca
 ## Load
 
     {{ load }}
+{% if carries_code %}
+`modeling_secateur.py` beside the weights, which that runs, re-sizes the layers of the stock class. With Secateur installed no
+code of this directory is run: `secateur.load`, or `from_pretrained` without the flag after `secateur.register()`.
+{% endif -%}
 {% for note in r.notes %}
 {{ note }}.
 {% endfor %}
@@ -77,18 +81,16 @@ class Card:
 def model_card(card: Card, source: Path) -> str:
     """Markdown with YAML front matter; the licence is carried over from the source's own card."""
     out, base, settings = str(card.result["out"]), named(card.base), portable(card.settings)
-    library = "transformers" if card.result["stock"] else "secateur"
+    load = str(card.result["load"]).replace(repr(out), f'"{Path(out).name}"')
+    library = "secateur" if load.startswith("secateur.") else "transformers"
     removed = " and ".join(UNITS[axis] for axis in card.settings["axes"]) or "layers"
     front = {"base_model": base, "base_model_relation": "finetune", "library_name": library, "pipeline_tag": "text-generation",
              "tags": ["secateur", "pruned", "structured-pruning"], **_carried(source)}  # fmt: skip
-    if card.result["stock"]:
-        load = f'AutoModelForCausalLM.from_pretrained("{Path(out).name}")'
-    else:
-        load = f'secateur.load("{Path(out).name}")    # unequal layers: transformers alone cannot'
     jinja = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return jinja.from_string(TEMPLATE).render(
         removed=removed, front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
         r=card.result, settings=settings, environment=card.environment, load=load, command=command(settings),
+        carries_code=library == "transformers" and not card.result["stock"],
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from secateur.axes import Kept
 from secateur.errors import UserError
 from secateur.families import family_for
 from secateur.families.binding import Binding, bind
+from secateur.families.unequal import Unequal, own_config
 from secateur.plan import RECORD, read_record
 from secateur.streaming.tensorfile import Entry, TensorFile
 
@@ -56,17 +57,25 @@ class Checkpoint:
     def open(cls, directory: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> "Checkpoint":
         """Check everything that can be checked without reading weights. `dtype`: of the computation; default the stored one."""
         files = shards(directory)
-        config = read_config(directory, trust_remote_code=trust_remote_code)
+        config, unequal = read_config(directory, trust_remote_code=trust_remote_code)
         found = {key: file for file in files for key in file.entries}
         if narrow := {str(f.entries[k].dtype) for k, f in found.items() if f.entries[k].dtype not in FLOATS} - _BUFFERS:
             raise _quantised(directory, f"weights of type {', '.join(sorted(narrow))}")
         stored = dtype or _common_dtype(found)
-        binding = _bound(directory, config, stored, trust_remote_code=trust_remote_code)
+        biases = unequal.biases if unequal else ()
+        binding = _bound(directory, config, stored, trust_remote_code=trust_remote_code, biases=biases)
         keys = {name: (found[key], key) for name, key in spellings(binding, found).items()}
         unused = tuple(sorted(set(found) - {key for _, key in keys.values()}))
         record = read_record(directory)
         plan = None if record is None or record["stock"] else record["plan"]
         layers = () if plan is None else tuple(plan.layers[i] for i in plan.remaining)
+        if unequal and not layers:
+            layers = unequal.layers(binding.sizes)
+        elif unequal and not unequal.describes(layers, binding.sizes):
+            raise UserError(
+                f"{directory / RECORD} and {directory / 'config.json'} say different sizes of the layers: they do not belong together. "
+                f"Copy the directory again, whole."
+            )
         _check(directory, binding, keys, layers)
         return cls(directory=directory, binding=binding, keys=keys, unused=unused, layers=layers)
 
@@ -143,10 +152,35 @@ def locate(spec: str) -> Path:
         ) from error
 
 
-def read_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of an unquantised model of a supported family."""
+def read_config(directory: Path, *, trust_remote_code: bool = False) -> tuple[Any, Unequal | None]:
+    """The stock configuration of an unquantised model of a supported family; what its layers are, where they have unequal sizes."""
     from transformers import AutoConfig
 
+    path, body = directory / "config.json", read_body(directory)
+    if body.get("quantization_config") is not None:
+        given = body["quantization_config"]
+        kind = given.get("quant_method", "of an unknown kind") if isinstance(given, dict) else "of an unknown kind"
+        raise _quantised(directory, f"a quantization_config ({kind})")
+    try:
+        own = own_config(directory)
+        if own is not None:
+            return own.stock(), Unequal.of(own)
+    except Exception as error:  # of a strict configuration class, or for what is missing
+        raise _invalid(path, body["model_type"], error) from error
+    family_for(_Named(body["model_type"]))  # refuse early, before transformers' own message
+    if body.get("auto_map") and not trust_remote_code:
+        raise UserError(
+            f"{directory} brings its own model code ({', '.join(body['auto_map'])}), which is not run unless you ask: "
+            f"read the code, then give --trust-remote-code."
+        )
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code), None
+    except Exception as error:  # strict configuration classes raise several kinds
+        raise _invalid(path, body["model_type"], error) from error
+
+
+def read_body(directory: Path) -> dict[str, Any]:
+    """The configuration file of a model, as it is."""
     path = directory / "config.json"
     try:
         body = json.loads(path.read_text())
@@ -160,25 +194,12 @@ def read_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
         raise UserError(
             f"{path} has no `model_type`: it is not the configuration of a Hugging Face model. Give the directory of one."
         )
-    if body.get("quantization_config") is not None:
-        given = body["quantization_config"]
-        kind = given.get("quant_method", "of an unknown kind") if isinstance(given, dict) else "of an unknown kind"
-        raise _quantised(directory, f"a quantization_config ({kind})")
-    family_for(_Named(body["model_type"]))  # refuse early, before transformers' own message
-    if body.get("auto_map") and not trust_remote_code:
-        raise UserError(
-            f"{directory} brings its own model code ({', '.join(body['auto_map'])}), which is not run unless you ask: "
-            f"read the code, then give --trust-remote-code. A model written by secateur loads with secateur.load."
-        )
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except Exception as error:  # strict configuration classes raise several kinds
-        raise _invalid(path, body["model_type"], error) from error
+    return body
 
 
-def _bound(directory: Path, config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Binding:
+def _bound(directory: Path, config: Any, dtype: torch.dtype, *, trust_remote_code: bool, biases: Sequence[str] = ()) -> Binding:
     try:
-        binding = bind(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        binding = bind(config, dtype=dtype, trust_remote_code=trust_remote_code, biases=biases)
     except UserError:
         raise
     except Exception as error:  # a model class finds what its configuration class let through, each in its own way

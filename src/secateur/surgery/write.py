@@ -30,7 +30,8 @@ class Shards:
     """Parameter name in the source -> file name, key."""
 
     @classmethod
-    def of(cls, rebuild: Rebuild, source: Checkpoint, limit: int = SHARD) -> "Shards":
+    def of(cls, rebuild: Rebuild, source: Checkpoint, limit: int = SHARD, *, own: bool = False) -> "Shards":
+        """`own`: the keys are the model's own names, and not in the spelling of the source."""
         groups: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
         place: dict[str, tuple[int, str]] = {}
         filled = 0
@@ -43,7 +44,7 @@ class Shards:
             if filled and filled + size > limit:
                 groups.append({})
                 filled = 0
-            key = spelling(source, rebuild.renumbered(name))
+            key = rebuild.renumbered(name) if own else spelling(source, rebuild.renumbered(name))
             groups[-1][key] = (dtype, shape)
             place[name] = (len(groups) - 1, key)
             filled += size

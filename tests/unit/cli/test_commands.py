@@ -138,7 +138,7 @@ def test_the_package_imports_no_torch() -> None:
     done = python("import sys, secateur; print(secateur.UserError.__name__, sorted(dir(secateur)), 'torch' in sys.modules)")
     assert done.stdout.strip() == (
         "UserError ['Probe', 'ProbePruning', 'ProbeRefit', 'RefitState', 'State', 'UserError', '__version__', 'evaluate', 'load', "
-        "'probe', 'prune'] False"
+        "'probe', 'prune', 'register'] False"
     )
 
 
