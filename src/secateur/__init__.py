@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from secateur.runtime.state import State
 
 __all__ = [
-    "Probe", "ProbePruning", "ProbeRefit", "RefitState", "State", "UserError", "__version__", "evaluate", "evaluate_tasks", "load", "probe",
-    "prune",
+    "Probe", "ProbePruning", "ProbeRefit", "RefitState", "State", "UserError", "__version__", "evaluate", "evaluate_tasks", "load",
+    "probe", "prune",
 ]  # fmt: skip
 
 _LAZY = {

@@ -178,7 +178,7 @@ def evaluate(
 
 def evaluate_tasks(
     model: "str | PathLike[str] | Module | Probed | Refitted",
-    tasks: str | Sequence[str],
+    tasks: str | Sequence[str | PathLike[str]],
     *,
     tokenizer: Any = None,
     report: Reporter | None = None,
@@ -208,7 +208,7 @@ def evaluate_tasks(
             "a model in memory was given without its tokenizer. Give `tokenizer=AutoTokenizer.from_pretrained(...)`."
         )
     named = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-    settings = TaskSettings(model=named, tasks=_items(tasks), **options)
+    settings = TaskSettings(model=named, tasks=_items(tasks), **_spelled(options))
     from secateur.recipes.evaluate_tasks import evaluate_tasks_of
 
     return evaluate_tasks_of(model, tokenizer, settings, report or Quiet())
@@ -271,7 +271,7 @@ def probe(
     return Refitted(pruned, model, plan, how=how, memory=memory)
 
 
-def _items(tasks: str | Sequence[str]) -> str | list[str]:
+def _items(tasks: str | Sequence[str | PathLike[str]]) -> Any:
     return tasks if isinstance(tasks, str) else [fspath(task) for task in tasks]
 
 

@@ -39,6 +39,12 @@ class InMemory(HFLM):
         self._ending_in_zero: set[tuple[int, ...]] = set()
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise UserError(
+                f"an answer of these tasks has {longest:,} tokens, and the model takes {self.max_length:,} at once. Leave the "
+                f"task out, or shorten that row."
+            )
         inputs = ((context + continuation)[-(self.max_length + 1) :][:-1] for _, context, continuation in requests)
         self._ending_in_zero = {tuple(ids) for ids in inputs if ids[-1] == 0}
         found = super()._loglikelihood_tokens(requests, *args, **kwargs)
@@ -53,7 +59,8 @@ class InMemory(HFLM):
         if not self._masked:
             return super()._model_call(inps, attn_mask, labels)
         with torch.no_grad():
-            return self.model(inps, attention_mask=real_tokens(inps, self._ending_in_zero).long()).logits
+            mask = real_tokens(inps, self._ending_in_zero).long()
+            return self.model(inps, attention_mask=mask, use_cache=False).logits  # with a cache, GRIFFIN's prompt runs dense
 
 
 def real_tokens(ids: Int[Tensor, "batch token"], ending_in_zero: set[tuple[int, ...]]) -> Bool[Tensor, "batch token"]:

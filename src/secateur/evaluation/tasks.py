@@ -1,7 +1,8 @@
 """What there is to evaluate on with lm-eval: its own tasks by name; rows and task definitions on the disk, without network."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,7 +52,7 @@ def load_tasks(items: Sequence[str]) -> list[Any]:
     """
     check_installed()
     wanted = [_wanted(item) for item in items]
-    index = _manager() if any(one.place is None for one in wanted) else None
+    index = cache(_manager)  # reading lm-eval's own definitions takes seconds
     found: list[Any] = []
     owners: dict[str, str] = {}
     for one in wanted:
@@ -122,10 +123,10 @@ def _existing(item: str, path: Path) -> Path:
     return path.absolute()
 
 
-def _load_one(one: Wanted, index: Any) -> list[Any]:
+def _load_one(one: Wanted, index: Callable[[], Any]) -> list[Any]:
     if one.place is None:
-        assert one.name is not None and index is not None
-        return _named(one.name, index)
+        assert one.name is not None
+        return _named(one.name, index())
     if one.place.is_dir():
         return _directory(one.given, one.place)
     if one.place.suffix.lower() in ROWS:
@@ -137,8 +138,11 @@ def _load_one(one: Wanted, index: Any) -> list[Any]:
                 f"the rows of {one.given!r} have none of the fields that say what to do with them: {FORMS}. Where they are the rows of "
                 f"one of lm-eval's tasks, say of which: NAME={one.given}."
             )
-        return _own_rows(one.name, one.place, _manager(), one.given)
-    return _loaded(_manager(one.place.parent), str(one.place), one.given)
+        return _own_rows(one.name, one.place, index(), one.given)
+    manager = _manager(one.place.parent, defaults=False)
+    if manager.all_groups:  # they may be of lm-eval's own tasks
+        manager = _manager(one.place.parent)
+    return _loaded(manager, str(one.place), one.given)
 
 
 def _named(name: str, index: Any) -> list[Any]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from secateur.calibration.blocks import Blocks
 from secateur.calibration.text import read_text
 from secateur.calibration.tokens import Tokenizer, load_tokenizer, tokenise
@@ -13,6 +15,7 @@ from secateur.evaluation.tasks import load_tasks
 from secateur.recipes.dynamic import Whole, draw, kept, restore
 from secateur.recipes.opening import DEFAULT_TEXT
 from secateur.reporter import Reporter
+from secateur.runtime.model import Probed
 from secateur.runtime.state import State
 from secateur.streaming.memory import peak
 from secateur.task_settings import TaskSettings
@@ -105,10 +108,9 @@ def evaluate_tasks_of(model: Any, tokenizer: Tokenizer, settings: TaskSettings, 
     start = time.perf_counter()
     report.say("loading the tasks")
     tasks = load_tasks(settings.tasks)
-    probed = hasattr(model, "calibrate") and hasattr(model, "widths")
-    found = _run(
-        model, copy.deepcopy(tokenizer), tasks, settings, probed=probed, report=report
-    )  # lm-eval gives it a padding token
+    own = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token
+    found = _run(model, own, tasks, settings, probed=not isinstance(model, nn.Module), report=report)
+    probed = isinstance(model, Probed)
     return TaskResult(
         found=found, model=settings.model, batch=settings.batch, ratio=model.ratio if probed else None,
         widths=kept(model) if probed else None, calibration=None, seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
