@@ -345,3 +345,12 @@ class TestTheCommand:
             secateur.evaluate_tasks(model, files)
         with pytest.raises(secateur.UserError, match="'dtype' has no effect on a model in memory"):
             secateur.evaluate_tasks(model, files, tokenizer=object(), dtype="fp32")
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic": 0.0}], ids=["whole", "probed"])
+def test_a_protocol_of_a_local_text_is_its_windows(options: dict[str, Any]) -> None:
+    usual: Any = {"text": CALIBRATION, "max_tokens": 1280, "dtype": "fp32", **options}
+    found = secateur.evaluate(default_model(), protocol="wikitext2@128", **usual)
+    plain = secateur.evaluate(default_model(), seq_len=128, **usual)
+    assert (found.perplexity, found.seq_len, found.predicted) == (plain.perplexity, 128, 1270)
+    assert found.protocol == f"wikitext2@128: {plain.protocol}"

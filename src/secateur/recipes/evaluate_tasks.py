@@ -39,7 +39,8 @@ class TaskResult:
     @property
     def mean_acc(self) -> float | None:
         """Of all tasks that have an accuracy, none weighing more than another."""
-        values = [metrics["acc,none"] for metrics in self.found["results"].values() if "acc,none" in metrics]
+        results, groups = self.found["results"], self.found.get("groups", {})
+        values = [results[name]["acc,none"] for name in results if name not in groups and "acc,none" in results[name]]
         return sum(values) / len(values) if values else None
 
     def to_json(self) -> dict[str, Any]:
