@@ -6,6 +6,7 @@ result = secateur.prune("path/to/model", out="smaller", ratio=0.3)
 print(result.ratio_reached, secateur.evaluate("smaller", text="held_out.txt").perplexity)
 """
 
+from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
     from secateur.dynamic_settings import Attention
     from secateur.recipes.evaluate import EvalResult
+    from secateur.recipes.evaluate_tasks import TaskResult
     from secateur.recipes.prune import Forecast, PruneResult
     from secateur.runtime.model import Memory, Probed
     from secateur.runtime.probe_pruning import ProbePruning
     from secateur.runtime.probe_refit import ProbeRefit
     from secateur.runtime.refitted import Refitted
     from secateur.runtime.selected import Gather
-    from secateur.settings import Axis, Bos, Dtype, Effort
+    from secateur.settings import Axis, Bos, Dtype, Effort, Protocol
 
 
 class PruneOptions(TypedDict, total=False):
@@ -62,6 +64,7 @@ class EvalOptions(TypedDict, total=False):
     """The fields of `secateur.dynamic_settings.ProbedEvalSettings`, all with a default; those from `dynamic` on are for a
     checkpoint that is probed."""
 
+    protocol: "Protocol | None"
     text: str | None
     seq_len: int
     max_tokens: int | None
@@ -71,7 +74,7 @@ class EvalOptions(TypedDict, total=False):
     dtype: "Dtype"
     trust_remote_code: bool
     dynamic: float | None
-    small: str | None
+    small: str | PathLike[str] | None
     batch: int
     state: str | PathLike[str] | None
     attention: "Attention | None"
@@ -81,6 +84,28 @@ class EvalOptions(TypedDict, total=False):
     calibration: str | None
     allow_overlap: bool
     samples: int
+    seed: int
+
+
+class TaskOptions(TypedDict, total=False):
+    """The fields of `secateur.task_settings.TaskSettings`, all with a default; those from `device` on are for a checkpoint."""
+
+    limit: int | None
+    num_fewshot: int | None
+    batch: int
+    device: str
+    dtype: "Dtype"
+    trust_remote_code: bool
+    dynamic: float | None
+    small: str | PathLike[str] | None
+    state: str | PathLike[str] | None
+    attention: "Attention | None"
+    paper: bool
+    griffin: bool
+    memory: "Memory"
+    calibration: str | None
+    samples: int
+    seq_len: int
     seed: int
 
 
@@ -153,6 +178,44 @@ def evaluate(
     return evaluate_module(model, tokenizer, EvalSettings(model=named, **_spelled(options)), report or Quiet())
 
 
+def evaluate_tasks(
+    model: "str | PathLike[str] | Module | Probed | Refitted",
+    tasks: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    tokenizer: Any = None,
+    report: Reporter | None = None,
+    **options: Unpack[TaskOptions],
+) -> "TaskResult":
+    """Evaluate a model on tasks of lm-eval, which is the extra `eval`.
+
+    `model` is a directory, a hub id, or a Hugging Face model in memory, or what `probe` made of one, with its `tokenizer`. `tasks`
+    and the options are those of `secateur eval --tasks`. Raises `UserError` for what cannot be used.
+    """
+    from secateur.task_settings import TaskSettings
+
+    if isinstance(model, (str, PathLike)):
+        if tokenizer is not None:
+            raise UserError("a tokenizer was given with a model on disk, which brings its own. Leave out `tokenizer`.")
+        settings = TaskSettings(model=fspath(model), tasks=_items(tasks), **_spelled(options))
+        from secateur.recipes.evaluate_tasks import evaluate_tasks as run
+
+        return run(settings, report or Quiet())
+    usable = {"limit", "num_fewshot", "batch"}
+    if unused := sorted(options.keys() - usable):
+        raise UserError(
+            f"{unused[0]!r} has no effect on a model in memory: move, convert or `probe` the model itself. Leave it out."
+        )
+    if tokenizer is None:
+        raise UserError(
+            "a model in memory was given without its tokenizer. Give `tokenizer=AutoTokenizer.from_pretrained(...)`."
+        )
+    named = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+    settings = TaskSettings(model=named, tasks=_items(tasks), **_spelled(options))
+    from secateur.recipes.evaluate_tasks import evaluate_tasks_of
+
+    return evaluate_tasks_of(model, tokenizer, settings, report or Quiet())
+
+
 @overload
 def probe(
     model: "Module",
@@ -215,6 +278,10 @@ def probe(
     first = next(model.parameters())
     pruned, plan = load_pruned(small, dtype=first.dtype, device=first.device)
     return Refitted(pruned, model, plan, how=how, memory=memory)
+
+
+def _items(tasks: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Any:
+    return fspath(tasks) if isinstance(tasks, (str, PathLike)) else [fspath(task) for task in tasks]
 
 
 def _spelled(options: Any) -> dict[str, Any]:

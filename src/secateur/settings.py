@@ -23,6 +23,7 @@ Axis = Literal["kv", "ffn", "group"]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 Bos = Literal["auto", "none", "each"]
 Effort = Literal["fast", "balanced", "best"]
+Protocol = Literal["wikitext2@2048", "wikitext2@128", "ptb@128"]
 
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 BYTES = {"": 1, "B": 1} | {
@@ -211,9 +212,13 @@ class PruneSettings(Settings):
 
 
 class EvalSettings(Settings):
-    """One perplexity measurement: non-overlapping windows of `seq_len` tokens, at most `max_tokens` of them."""
+    """One perplexity measurement: non-overlapping windows of `seq_len` tokens, at most `max_tokens` of them.
+
+    `protocol` stands for the `text`, unless one is given, the `seq_len` and the `bos` of published figures.
+    """
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
+    protocol: Protocol | None = None
     text: str | None = Field(default=None, description="a text file or a preset")
     seq_len: int = Field(default=128, ge=2, description="tokens of a window, 2 or more")
     max_tokens: int | None = Field(default=None, ge=2, description="a number of tokens, 2 or more")
@@ -222,6 +227,21 @@ class EvalSettings(Settings):
     device: Device = "cpu"
     dtype: Dtype = "auto"
     trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        """A protocol's name is its text and its length; its text begins as the tokenizer begins one."""
+        name = values.get("protocol") if isinstance(values, dict) else None
+        if name is None or name not in get_args(Protocol):
+            return values
+        text, _, length = name.partition("@")
+        fixed = {"seq_len": int(length), "bos": "auto"}
+        for field, value in fixed.items():
+            given = values.get(field, value)
+            if given not in (value, cls.model_fields[field].default):
+                raise UserError(f"protocol = {name!r} has {field} = {value!r}, and {given!r} was given. Leave out one of them.")
+        return {**values, **fixed, "text": values.get("text") or text}
 
 
 def _told(settings: type[Settings], problem: ErrorDetails) -> str:

@@ -19,6 +19,7 @@ from secateur.calibration.blocks import draw_blocks, windows
 from secateur.calibration.text import read_text
 from secateur.calibration.tokens import tokenise
 from secateur.recipes.demo import default_model
+from secateur.recipes.dynamic import kept
 from secateur.runtime.refitted import Refitted
 from tests.recipes.refusal import command
 
@@ -94,6 +95,22 @@ def test_it_is_the_perplexity_of_the_batches(small: Path, pair: tuple[Refitted, 
     assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(ids)), rel=1e-5)
     assert (found["small"], found["ratio"], found["online"]) == (str(small), None, False)
     assert found["perplexity"] != pytest.approx(result("eval", str(small), seq_len=64, **options)["perplexity"], rel=1e-3)
+
+
+def test_it_is_asked_what_it_knows(small: Path, pair: tuple[Refitted, Any], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'secateur[eval]'")
+    starts = ["import os\nimport sys\n\n\nclass Parser:\n    def __init__(self,", "def main():\n    parser = argparse."]
+    rows = [
+        {"context": start * 20, "continuation": end} for start, end in zip(starts, ("name):", "ArgumentParser()"), strict=True)
+    ]
+    file = tmp_path / "next.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = secateur.evaluate_tasks(default_model(), file, small=small, dtype="fp32", **DRAWN)
+    model, tokenizer = pair
+    assert found.small == str(small) and found.ratio is None and found.widths == kept(model)
+    assert found.found["results"] == secateur.evaluate_tasks(model, file, tokenizer=tokenizer).found["results"]
+    plain = secateur.evaluate_tasks(small, file, dtype="fp32").found["results"]["next"]
+    assert found.found["results"]["next"]["perplexity,none"] != pytest.approx(plain["perplexity,none"], rel=1e-4)
 
 
 def test_it_is_timed(small: Path) -> None:

@@ -32,6 +32,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             calibration="hub:allenai/c4?config=en&split=train&column=text&first=2000",
             evaluation="hub:allenai/c4?config=en&split=validation&column=text&first=1100",
         ),
+        "ptb": Preset(
+            # The data set's own files are a script that `datasets` no longer runs; the hub keeps its rows as parquet.
+            summary="Penn Treebank, train and validation split: the string that LLM-Pruner evaluates on",
+            calibration="hub:ptb-text-only/ptb_text_only?split=train&column=sentence&revision=refs/convert/parquet",
+            evaluation="hub:ptb-text-only/ptb_text_only?split=validation&column=sentence&revision=refs/convert/parquet",
+        ),
         "tinystories": Preset(
             summary="TinyStories, the first 5,000 stories of train and of validation, streamed",
             calibration="hub:roneneldan/TinyStories?split=train&column=text&first=5000",

@@ -78,9 +78,14 @@ def _evaluated(
     stderr = found.stderr if math.isfinite(found.stderr) else None  # one window has none
     return EvalResult(
         model=settings.model, perplexity=found.perplexity, loss=found.mean, stderr=stderr, tokens=blocks.num_tokens,
-        predicted=found.predicted, seq_len=settings.seq_len, text=blocks.text, protocol=blocks.protocol,
+        predicted=found.predicted, seq_len=settings.seq_len, text=blocks.text, protocol=protocol(settings, blocks),
         seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
     )  # fmt: skip
+
+
+def protocol(settings: EvalSettings, blocks: Blocks) -> str:
+    """How it was measured, with the name of the published protocol, if it is one."""
+    return f"{settings.protocol}: {blocks.protocol}" if settings.protocol else blocks.protocol
 
 
 def perplexity_of(

@@ -13,7 +13,7 @@ from secateur.dynamic_settings import ProbedEvalSettings
 from secateur.errors import UserError
 from secateur.evaluation.perplexity import measure_whole
 from secateur.recipes.dynamic import Whole, draw, kept, read_state, restore
-from secateur.recipes.evaluate import EvalResult
+from secateur.recipes.evaluate import EvalResult, protocol
 from secateur.recipes.opening import DEFAULT_TEXT, check_length
 from secateur.reporter import Reporter
 from secateur.streaming.memory import peak
@@ -70,7 +70,7 @@ def evaluate_probed(settings: ProbedEvalSettings, report: Reporter) -> ProbedEva
     return ProbedEvalResult(
         model=settings.model, perplexity=found.perplexity, loss=found.mean,
         stderr=found.stderr if math.isfinite(found.stderr) else None, tokens=held.num_tokens, predicted=found.predicted,
-        seq_len=settings.seq_len, text=held.text, protocol=held.protocol, seconds=time.perf_counter() - start,
+        seq_len=settings.seq_len, text=held.text, protocol=protocol(settings, held), seconds=time.perf_counter() - start,
         peak_memory_bytes=peak(), ratio=settings.dynamic, small=settings.small, widths=kept(model),
         batch=settings.batch, calibration=calibration,
         online=model.state.online, overlap=texts.overlap.to_json() if texts.overlap else None,

@@ -14,7 +14,7 @@ def test_listing_presets_loads_neither_torch_nor_datasets():
         "print(','.join(PRESETS), {'torch', 'datasets', 'transformers'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code, *sys.path], capture_output=True, text=True, check=True).stdout
-    assert found.split() == ["stdlib,wikitext2,c4,tinystories", "set()"]
+    assert found.split() == ["stdlib,wikitext2,c4,ptb,tinystories", "set()"]
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "stdlib"])

@@ -172,7 +172,10 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("wikitxt2", "'wikitxt2' is neither a preset nor a file. Did you mean wikitext2? Presets: stdlib, wikitext2, c4, tiny"),
+        (
+            "wikitxt2",
+            "'wikitxt2' is neither a preset nor a file. Did you mean wikitext2? Presets: stdlib, wikitext2, c4, ptb, tiny",
+        ),
         ("no/such/file.txt", "neither a preset nor a file. Presets:"),
         ("no_such.jsonl:body", "neither a preset nor a file. Presets:"),
         ("stdlib:nonsense", "no split 'nonsense'"),

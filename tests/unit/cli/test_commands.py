@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from secateur.api import EvalOptions, PruneOptions
+from secateur.api import EvalOptions, PruneOptions, TaskOptions
 from secateur.cli.app import app
 from secateur.cli.bench import bench
 from secateur.cli.evaluate import evaluate
@@ -24,6 +24,7 @@ from secateur.dynamic_settings import BenchSettings, GenerateSettings, ProbedEva
 from secateur.errors import UserError
 from secateur.reporter import Reporter
 from secateur.settings import EvalSettings, PruneSettings, Settings
+from secateur.task_settings import TaskSettings
 from secateur.version import __version__
 
 MACHINE = {"--max-memory", "--device", "--dtype", "--trust-remote-code"}
@@ -38,7 +39,8 @@ FLAGS = {
         "--seq-len", "--seed", "--run-dir", "--resume", "--force", "--dry-run", "--json",
     },
     "eval": MACHINE | (PROBING - {"--rechoose"}) | {
-        "--text", "--seq-len", "--max-tokens", "--bos", "--batch", "--allow-overlap", "--json",
+        "--text", "--seq-len", "--max-tokens", "--bos", "--batch", "--allow-overlap", "--json", "--tasks", "--limit", "--num-fewshot",
+        "--protocol",
     },
     "generate": (MACHINE - {"--max-memory"}) | PROBING | {"--prompt", "--max-new-tokens", "--seq-len", "--save-state", "--json"},
     "bench": (MACHINE - {"--max-memory"}) | PROBING | {"--batch", "--seq-len", "--new-tokens", "--runs", "--json"},
@@ -109,6 +111,7 @@ def test_flags_are_frozen() -> None:
 )
 def test_flags_settings_and_keywords_agree(command: Callable[..., None], settings: type[Settings], options: Any) -> None:
     given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model")}
+    given = {n: value for n, value in given.items() if command is prune or n not in ("tasks", "limit", "num_fewshot")}
     checked = settings(model="m", **({"ratio": 0.5, "dry_run": True} if settings is PruneSettings else {}), **{
         name: value for name, value in given.items() if name not in ("ratio", "dry_run")
     })  # fmt: skip
@@ -137,8 +140,8 @@ def test_no_torch_before_it_is_needed(arguments: list[str]) -> None:
 def test_the_package_imports_no_torch() -> None:
     done = python("import sys, secateur; print(secateur.UserError.__name__, sorted(dir(secateur)), 'torch' in sys.modules)")
     assert done.stdout.strip() == (
-        "UserError ['Probe', 'ProbePruning', 'ProbeRefit', 'RefitState', 'State', 'UserError', '__version__', 'evaluate', 'load', "
-        "'probe', 'prune', 'register'] False"
+        "UserError ['Probe', 'ProbePruning', 'ProbeRefit', 'RefitState', 'State', 'UserError', '__version__', 'evaluate', "
+        "'evaluate_tasks', 'load', 'probe', 'prune', 'register'] False"
     )
 
 
@@ -203,6 +206,52 @@ def test_eval_passes_every_option(recipe: Install) -> None:
     done = run("eval", "m", "--text", "t.txt", "--seq-len", "64", "--max-tokens", "1000", "--bos", "each", "--dtype", "fp32")
     assert done.exit_code == 0, done.output
     assert called.calls[0][0][0] == EvalSettings(model="m", text="t.txt", seq_len=64, max_tokens=1000, bos="each", dtype="fp32")
+
+
+def test_flags_settings_and_keywords_of_tasks_agree() -> None:
+    given = {n: p.default for n, p in inspect.signature(evaluate).parameters.items() if n in TaskSettings.model_fields}
+    defaults = {n: field.default for n, field in TaskSettings.model_fields.items() if n not in ("model", "tasks")}
+    assert {n: value for n, value in given.items() if n not in ("model", "tasks")} == defaults
+    assert set(TaskOptions.__annotations__) == defaults.keys()
+
+
+def test_eval_on_tasks_passes_every_option(recipe: Install) -> None:
+    plain, called = recipe("evaluate"), recipe("evaluate_tasks")
+    options = {
+        "tasks": "boolq, rows.jsonl", "limit": "9", "num-fewshot": "0", "batch": "3", "device": "cuda:1", "dtype": "bf16",
+        "dynamic": "0.4", "attention": "none", "memory": "low", "calibration": "c.txt", "samples": "8", "seq-len": "7", "seed": "2",
+    }  # fmt: skip
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    done = run("eval", "m", *flags, "--paper", "--trust-remote-code", "--json")
+    assert done.exit_code == 0, done.output
+    assert called.calls[0][0][0] == TaskSettings(
+        model="m", tasks=("boolq", "rows.jsonl"), limit=9, num_fewshot=0, batch=3, device="cuda:1", dtype="bf16", dynamic=0.4,
+        attention="none", memory="low", calibration="c.txt", samples=8, seq_len=7, seed=2, paper=True, trust_remote_code=True,
+    )  # fmt: skip
+    assert not plain.calls
+
+
+@pytest.mark.parametrize(("protocol", "text", "seq_len"), [("wikitext2@2048", "wikitext2", 2048), ("ptb@128", "ptb", 128)])
+@pytest.mark.parametrize("local", [None, "a.txt"])
+def test_a_protocol_is_a_text_and_a_window(recipe: Install, protocol: Any, text: str, seq_len: int, local: str | None) -> None:
+    called = recipe("evaluate")
+    done = run("eval", "m", "--protocol", protocol, *(["--text", local] if local else []))
+    assert done.exit_code == 0, done.output
+    settings = called.calls[0][0][0]
+    assert (settings.text, settings.seq_len, settings.bos) == (local or text, seq_len, "auto")
+    assert settings == EvalSettings(model="m", protocol=protocol, text=local or text, seq_len=seq_len)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--protocol", "wikitext2@2048", "--seq-len", "512"], "protocol = 'wikitext2@2048' has seq_len = 2048, and 512 was given."),
+        (["--protocol", "ptb@128", "--bos", "each"], "protocol = 'ptb@128' has bos = 'auto', and 'each' was given."),
+    ],
+)  # fmt: skip
+def test_what_a_protocol_says_is_not_said_otherwise(given: list[str], said: str) -> None:
+    done = run("eval", "m", *given)
+    assert (done.exit_code, done.stderr) == (2, f"error: {said} Leave out one of them.\n")
 
 
 def test_eval_of_a_probed_model_passes_every_option(recipe: Install) -> None:
