@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from secateur.runtime.probe_refit import ProbeRefit
     from secateur.runtime.refitted import Refitted
     from secateur.runtime.selected import Gather
-    from secateur.settings import Axis, Bos, Dtype, Effort, Protocol
+    from secateur.settings import Axis, Bos, Dtype, Effort, Format, Protocol
 
 
 class PruneOptions(TypedDict, total=False):
@@ -49,7 +49,7 @@ class PruneOptions(TypedDict, total=False):
     protect: str | None
     axes: "str | tuple[Axis, ...] | None"
     round_to: int
-    stock: bool
+    format: "Format"
     ridge: float | None
     max_memory: str | None
     device: str
@@ -57,6 +57,8 @@ class PruneOptions(TypedDict, total=False):
     run_dir: str | PathLike[str] | None
     resume: bool
     force: bool
+    push_to_hub: str | None
+    private: bool
     trust_remote_code: bool
 
 

@@ -23,6 +23,7 @@ Axis = Literal["kv", "ffn", "group"]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 Bos = Literal["auto", "none", "each"]
 Effort = Literal["fast", "balanced", "best"]
+Format = Literal["auto", "stock", "unequal"]
 Protocol = Literal["wikitext2@2048", "wikitext2@128", "ptb@128"]
 
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -173,7 +174,7 @@ class PruneSettings(Settings):
         default=None, description=f"one or more of {', '.join(get_args(Axis))}; None: the method's own, or kv,ffn"
     )
     round_to: int = Field(default=1, ge=1, description="a whole number, 1 or more, that every width is a multiple of")
-    stock: bool = False
+    format: Format = "auto"
     ridge: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="a number from 0, relative to the mean of the Gram diagonal"
     )
@@ -183,6 +184,10 @@ class PruneSettings(Settings):
     run_dir: FilePath | None = Field(default=None, description="a directory for the journal and the statistics")
     resume: bool = False
     force: bool = False
+    push_to_hub: str | None = Field(
+        default=None, min_length=1, description="the hub id to publish the result under, OWNER/NAME"
+    )
+    private: bool = False
     dry_run: bool = False
     trust_remote_code: bool = False
 
@@ -208,6 +213,8 @@ class PruneSettings(Settings):
             raise UserError(
                 "allow_overlap has no effect with evaluation = 'none': nothing is evaluated. Leave one of them out."
             )
+        if self.private and self.push_to_hub is None:
+            raise UserError("private = True has no effect without push_to_hub: nothing is published. Give both, or neither.")
         return self
 
 

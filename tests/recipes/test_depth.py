@@ -119,7 +119,7 @@ def test_targets_are_met_as_nearly_as_whole_layers_can(checkpoint: Make, target:
 def test_protected_layers_stay(checkpoint: Make, protect: str) -> None:
     from secateur.settings import parse_layers
 
-    result = shortgpt(checkpoint("llama", **DEEP["llama"]), protect=protect, ratio=0.5, stock=True)
+    result = shortgpt(checkpoint("llama", **DEEP["llama"]), protect=protect, ratio=0.5, format="stock")
     assert result.stock and set(plan_of(Path(result.out)).dropped) == set(range(DEPTH)) - parse_layers(protect, DEPTH)
 
 

@@ -106,7 +106,7 @@ def test_the_command_on_the_card_makes_the_same_model_again(
 @pytest.mark.parametrize("effort", MEANS)
 def test_every_effort_can_make_a_stock_checkpoint(effort: str, checkpoint: Make):
     model = checkpoint("llama")
-    result = secateur.prune(model, **job(model, effort=effort, stock=True))
+    result = secateur.prune(model, **job(model, effort=effort, format="stock"))
     assert (
         result.stock
         and result.allocation == ("uniform" if effort != "fast" else "uniform-floor")

@@ -74,7 +74,9 @@ def test_the_result_computes_as_the_original_with_dropped_units_masked(model_typ
 
 @pytest.mark.parametrize("model_type", BOTH + CHANNELS)
 def test_a_stock_result_loads_with_plain_transformers(model_type: str, tmp_path: Path):
-    _, result = pruned(model_type, tmp_path, stock=True, **({"axes": "ffn", "ratio": 0.2} if model_type in CHANNELS else {}))
+    _, result = pruned(
+        model_type, tmp_path, format="stock", **({"axes": "ffn", "ratio": 0.2} if model_type in CHANNELS else {})
+    )
     assert result.stock
     plain, info = AutoModelForCausalLM.from_pretrained(result.out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]

@@ -63,7 +63,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`pruned("stock")` and `pruned("unequal")`: the embedded model without 30% of its blocks."""
     place = tmp_path_factory.mktemp("pruned")
     how = {
-        "stock": {"method": "wanda-sp", "allocation": "uniform", "stock": True},
+        "stock": {"method": "wanda-sp", "allocation": "uniform", "format": "stock"},
         "unequal": {"method": "flap", "allocation": "global"},
     }
     for name, options in how.items():

@@ -168,5 +168,5 @@ def test_what_is_refused(checkpoint, tmp_path: Path):
     ]:  # fmt: skip
         with pytest.raises(UserError, match=told):
             secateur.prune(model, out=tmp_path / "out", ratio=0.3, allocation=allocation, **TINY)
-    with pytest.raises(UserError, match="--stock cannot be had"):
-        secateur.prune(model, out=tmp_path / "out", ratio=0.3, allocation="measured", stock=True, **TINY)
+    with pytest.raises(UserError, match="--format stock cannot be had"):
+        secateur.prune(model, out=tmp_path / "out", ratio=0.3, allocation="measured", format="stock", **TINY)

@@ -48,7 +48,14 @@ Axes = Annotated[
 ]
 Protect = Annotated[str | None, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]
 RoundTo = Annotated[int, Option(help="Make every width a multiple of this.", rich_help_panel=METHOD)]
-Stock = Annotated[bool, Option("--stock", help="Only widths that the model's stock class can load.", rich_help_panel=METHOD)]
+Format = Annotated[
+    Literal["auto", "stock", "unequal"],
+    Option(
+        help="How the result is written: stock (only shapes that the model's own class loads), unequal (any, with a modelling file), "
+        "or the first of these that holds what was chosen.",
+        rich_help_panel=METHOD,
+    ),
+]
 Ridge = Annotated[float | None, Option(help="Pull of least squares towards the original weights.", rich_help_panel=METHOD)]
 Calibration = Annotated[
     str | None,
@@ -64,6 +71,11 @@ Seed = Annotated[int, Option(help="Seed of everything that is drawn, such as the
 RunDir = Annotated[Path | None, Option(help="Directory of the journal and the statistics.", rich_help_panel=RUN)]
 Resume = Annotated[bool, Option("--resume", help="Continue a killed run from its last finished layer.", rich_help_panel=RUN)]
 Force = Annotated[bool, Option("--force", help="Replace an output directory that is not empty.", rich_help_panel=RUN)]
+PushToHub = Annotated[
+    str | None,
+    Option(metavar="OWNER/NAME", help="Publish the result on the Hugging Face hub, once it is written.", rich_help_panel=RUN),
+]
+Private = Annotated[bool, Option("--private", help="Publish it for yourself alone.", rich_help_panel=RUN)]
 DryRun = Annotated[
     bool,
     Option(
@@ -88,7 +100,7 @@ def prune(
     axes: Axes = None,
     protect: Protect = None,
     round_to: RoundTo = 1,
-    stock: Stock = False,
+    format: Format = "auto",
     ridge: Ridge = None,
     calibration: Calibration = None,
     evaluation: Evaluation = None,
@@ -103,6 +115,8 @@ def prune(
     run_dir: RunDir = None,
     resume: Resume = False,
     force: Force = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:

@@ -14,6 +14,7 @@ from secateur.families.binding import Binding, bias_of, bind
 from secateur.families.depth import check_renumbered, shortened
 from secateur.families.family import Stock
 from secateur.families.unequal import self_contained
+from secateur.settings import Format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,17 @@ class Shape:
 
 
 def shape_of(
-    binding: Binding, layers: Sequence[Sizes], new_biases: Collection[str] = (), dropped: Collection[int] = ()
+    binding: Binding,
+    layers: Sequence[Sizes],
+    new_biases: Collection[str] = (),
+    dropped: Collection[int] = (),
+    *,
+    form: Format = "auto",
 ) -> Shape:
     """Decide from the sizes, after pruning, of the layers that stay.
 
     `new_biases`: readers (weight names) that get a bias they did not have. `dropped`: layers that leave whole; a `UserError` where
-    the others cannot move up.
+    the others cannot move up. `form`: "unequal" is that form although the stock one could hold it; a `UserError` where it cannot be.
     """
     stock = binding.family.stock[binding.model_type]
     flagged = with_biases(binding, new_biases)
@@ -52,6 +58,13 @@ def shape_of(
         check_renumbered(binding, stay)
         flagged = shortened(flagged, binding.family, stay)
     reasons = _reasons(binding, stock, layers, new_biases)
+    if form == "unequal" and not reasons:
+        reasons = ("--format unequal was given",)
+        if not self_contained(binding):
+            raise UserError(
+                f"{reasons[0]}, and this {binding.model_type!r} model brings its own class, which that form cannot be made of. Leave "
+                "out --format, or give --format stock."
+            )
     if reasons:
         return _unequal(binding, flagged, reasons, new_biases)
     sizes = layers[0]

@@ -53,7 +53,9 @@ def demo(report: Reporter) -> DemoResult:
     start = time.perf_counter()
     model = default_model()
     warn_of_other_text(model, report)
-    settings = PruneSettings(model=str(model), out=OUT / "pruned", ratio=RATIO, calibration="stdlib", stock=True, force=True)
+    settings = PruneSettings(
+        model=str(model), out=OUT / "pruned", ratio=RATIO, calibration="stdlib", format="stock", force=True
+    )
     result = prune(settings, report)
     assert isinstance(result, PruneResult)
     report.say("loading both with transformers, to compare what they say and how fast")

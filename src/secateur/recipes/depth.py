@@ -6,7 +6,7 @@ from secateur.errors import UserError
 from secateur.export.stock import Shape, shape_of
 from secateur.families.binding import Binding
 from secateur.plan import Plan, parameters
-from secateur.settings import PruneSettings, parse_layers
+from secateur.settings import Format, PruneSettings, parse_layers
 
 
 def check_options(settings: PruneSettings) -> None:
@@ -39,13 +39,13 @@ def layer_scope(settings: PruneSettings, binding: Binding) -> Scope:
     return Scope(axes=(), layers=tuple(i for i in range(binding.num_layers) if i not in protected), allowed={})
 
 
-def leave_whole(binding: Binding, scope: Scope, budget: int) -> tuple[int, Shape]:
+def leave_whole(binding: Binding, scope: Scope, budget: int, form: Format) -> tuple[int, Shape]:
     """How many layers leave, and how the result is written. Raises `UserError` if that cannot be, whichever layers they are."""
     protected = [i for i in range(binding.num_layers) if i not in scope.layers]
     cost = parameters(binding.layer.values(), binding.sizes)
     count = num_leaving(budget, cost=cost, num_layers=binding.num_layers, protected=protected)
     stay = [binding.sizes] * (binding.num_layers - count)
-    return count, shape_of(binding, stay, (), scope.layers[:count])  # the first ones move all others up
+    return count, shape_of(binding, stay, (), scope.layers[:count], form=form)  # the first ones move all others up
 
 
 def left_whole(plan: Plan, ratio: float) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from secateur.calibration.blocks import Blocks
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.layer import LayerCriterion
 from secateur.errors import UserError
+from secateur.export.hub import check_publishing
 from secateur.export.huggingface import check_output
 from secateur.export.stock import Shape, bound_with_biases
 from secateur.families.binding import Binding
@@ -185,6 +186,8 @@ def prepare(settings: PruneSettings, texts: Texts | None = None) -> Job:
     )
     binding = source.binding
     settings = resolved(settings, binding.num_layers)
+    if settings.push_to_hub is not None:
+        check_publishing(settings.push_to_hub)
     whole = isinstance(criterion, LayerCriterion)
     if whole:
         check_options(settings)
@@ -198,7 +201,7 @@ def prepare(settings: PruneSettings, texts: Texts | None = None) -> Job:
     if whole:
         scope = layer_scope(settings, binding)
         budget = budget_of(settings, source, scope, ())
-        leaving, shape = leave_whole(binding, scope, budget)
+        leaving, shape = leave_whole(binding, scope, budget, settings.format)
     else:
         scope, leaving = scope_of(settings, binding, compensation), 0
         budget, shape = leave_units(settings, source, scope, compensation, allocator)
@@ -241,7 +244,7 @@ def plan_settings(settings: PruneSettings) -> dict[str, Any]:
     chosen = settings.to_json()
     for name in (
         "model", "out", "run_dir", "resume", "force", "dry_run", "max_memory", "trust_remote_code", "calibration", "evaluation",
-        "allow_overlap",
+        "allow_overlap", "push_to_hub", "private",
     ):  # fmt: skip  # what was calibrated on is told by the fingerprint of its blocks
         chosen.pop(name)
     return chosen

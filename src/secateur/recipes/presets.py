@@ -148,14 +148,14 @@ def _shared(recipe: Recipe, *, stock: bool) -> str | None:
 def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
     """The settings with nothing left open. `method` keeps a recipe's name; instead of an effort stands what it chose.
 
-    A stock checkpoint has equal layers, so `--stock` means the uniform allocation where none is given.
+    A stock checkpoint has equal layers, so `--format stock` means the uniform allocation where none is given.
     """
     recipe = recipe_of(settings)
     given = {
         "method": settings.method or recipe.method,
         "effort": None,
         "compensate": settings.compensate or recipe.compensate,
-        "allocation": settings.allocation or _shared(recipe, stock=settings.stock),
+        "allocation": settings.allocation or _shared(recipe, stock=settings.format == "stock"),
         "axes": recipe.axes if settings.axes is None else settings.axes,
         "protect": recipe.protect(num_layers) if settings.protect is None else settings.protect,
         "gradient": settings.gradient or recipe.gradient,

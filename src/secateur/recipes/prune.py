@@ -2,7 +2,9 @@
 
 import math
 import time
+from dataclasses import replace
 
+from secateur.export.hub import publish
 from secateur.export.huggingface import published
 from secateur.export.stock import shape_of
 from secateur.recipes.depth import left_whole
@@ -53,7 +55,9 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         rewritten = refit(job, plan, run, report)
     before = perplexity(job, job.source, run, report, "evaluating the original")
-    shape = shape_of(job.binding, [plan.layer_sizes(i) for i in plan.remaining], job.new_biases(), plan.dropped)
+    shape = shape_of(
+        job.binding, [plan.layer_sizes(i) for i in plan.remaining], job.new_biases(), plan.dropped, form=settings.format
+    )
     with published(settings.out) as fresh:
         shards, error = operate(job, plan, shape, store, rewritten, fresh, report)
         written = Checkpoint.open(fresh, dtype=job.dtype, trust_remote_code=settings.trust_remote_code)
@@ -66,12 +70,15 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
             bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
             evaluation=held.protocol if held else None, calibration=drawn.protocol,
             overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
-            load=shape.loading(str(settings.out)),
+            load=shape.loading(str(settings.out)), published=None,
             notes=left_whole(plan, job.budget / job.block_parameters) + shape.notes + shape.reasons, verified=error,
             run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
         )  # fmt: skip
         finish(job, result, plan, fresh)
+    if settings.push_to_hub is not None:
+        report.say(f"publishing as {settings.push_to_hub}")
+        result = replace(result, published=publish(settings.out, settings.push_to_hub, private=settings.private))
     run.log("pruned", **result.to_json())
     return result
 

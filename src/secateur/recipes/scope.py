@@ -32,17 +32,18 @@ def scope_of(settings: PruneSettings, binding: Binding, compensation: Compensati
         raise UserError(
             "--axes kv,group would prune the same heads twice. Give one of them, and ffn if MLP channels may leave too."
         )
-    if settings.stock and not accepts_ffn(binding):
+    stock = settings.format == "stock"
+    if stock and not accepts_ffn(binding):
         pruned = tuple(a for a in pruned if a != "ffn")
     added = new_biases(binding, compensation, pruned)
-    heads = accepted_heads(binding, added) if settings.stock else None
+    heads = accepted_heads(binding, added) if stock else None
     scope = Scope.of(binding, pruned=pruned, protected=protected, round_to=settings.round_to, heads=heads)
     if not scope.axes:
         given, able = ",".join(asked), ",".join(binding.prunable) or "none"
-        held = ", and a stock checkpoint can hold no fewer of them" if settings.stock else ""
+        held = ", and a stock checkpoint can hold no fewer of them" if stock else ""
         raise UserError(
             f"nothing of this {binding.model_type} model can leave along --axes {given}: axes with more than one unit are {able}"
-            f"{held}. Give other --axes{', or drop --stock' if settings.stock else ''}."
+            f"{held}. Give other --axes{', or drop --format stock' if stock else ''}."
         )
     return scope
 
@@ -61,16 +62,18 @@ def leave_units(
         expected = allocator if isinstance(allocator, Allocator) and not allocator.standardised else Uniform()
         kept = counts(binding, scope, expected, budget)  # also refuses what cannot be met
     except UserError as error:
-        hint = f" Or drop --stock, with which only {' and '.join(scope.axes)} can leave here." if settings.stock else ""
+        able = " and ".join(scope.axes)
+        hint = f" Or drop --format stock, with which only {able} can leave here." if settings.format == "stock" else ""
         raise UserError(f"{error}{hint}") from None
-    shape = shape_of(binding, layer_sizes(binding, kept), new_biases(binding, compensation, scope.axes))
+    added = new_biases(binding, compensation, scope.axes)
+    shape = shape_of(binding, layer_sizes(binding, kept), added, form=settings.format)
     if allocator.standardised:
         unequal = f"layers get unequal sizes, as --allocation {allocator.name} decides for all layers together"
         shape = replace(shape, stock=False, reasons=(unequal,), notes=(), self_contained=self_contained(binding))
-    if settings.stock and not shape.stock:
+    if settings.format == "stock" and not shape.stock:
         raise UserError(
-            f"--stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect and, where a bias is in "
-            f"the way, --compensate least-squares; or drop --stock."
+            f"--format stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect and, where a bias "
+            f"is in the way, --compensate least-squares; or drop --format stock."
         )
     return budget, shape
 

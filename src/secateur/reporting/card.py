@@ -62,7 +62,7 @@ The layers that stay, the kept units of each, the settings and versions are in `
 """
 
 # Settings that say where and how a run took place, not what it made.
-SILENT = frozenset({"resume", "force", "dry_run", "run_dir"})
+SILENT = frozenset({"resume", "force", "dry_run", "run_dir", "push_to_hub", "private"})
 SPACED = frozenset({"methods", "estimators"})
 UNITS = {"kv": "attention heads", "group": "query heads", "ffn": "MLP channels"}
 PATHS = frozenset({"model", "out", "calibration", "evaluation"})

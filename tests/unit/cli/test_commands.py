@@ -35,7 +35,7 @@ PROBING = {
 FLAGS = {
     "prune": MACHINE | {
         "--out", "--ratio", "--target-params", "--target-size", "--effort", "--method", "--gradient", "--compensate", "--allocation",
-        "--axes", "--protect", "--round-to", "--stock", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples",
+        "--axes", "--protect", "--round-to", "--format", "--ridge", "--calibration", "--eval", "--allow-overlap", "--samples",
         "--seq-len", "--seed", "--run-dir", "--resume", "--force", "--dry-run", "--json",
     },
     "eval": MACHINE | (PROBING - {"--rechoose"}) | {
@@ -161,9 +161,9 @@ def test_prune_passes_every_option(recipe: Install) -> None:
         "allocation": "global",
         "axes": "ffn",
         "protect": "0-2,-1", "round-to": "64", "calibration": "a.txt", "eval": "b.txt", "samples": "3", "seq-len": "7",
-        "seed": "5", "max-memory": "2GiB", "device": "cuda:1", "dtype": "bf16", "run-dir": "r",
+        "seed": "5", "max-memory": "2GiB", "device": "cuda:1", "dtype": "bf16", "run-dir": "r", "format": "stock",
     }  # fmt: skip
-    flags = ["--allow-overlap", "--stock", "--resume", "--force", "--trust-remote-code"]
+    flags = ["--allow-overlap", "--resume", "--force", "--trust-remote-code"]
     done = run("prune", "m", *(part for name, value in options.items() for part in (f"--{name}", value)), *flags)
     assert done.exit_code == 0, done.output
     (settings, report), _ = called.calls[0]
@@ -172,7 +172,7 @@ def test_prune_passes_every_option(recipe: Install) -> None:
         "model": "m", "out": "d", "ratio": None, "target_params": "5M", "target_size": None, "method": "wanda-sp", "effort": None,
         "gradient": "spsa-gates:n=4", "compensate": "bias", "allocation": "global",
         "calibration": "a.txt", "evaluation": "b.txt", "allow_overlap": True, "samples": 3, "seq_len": 7,
-        "seed": 5, "protect": "0-2,-1", "axes": ["ffn"], "round_to": 64, "stock": True, "ridge": None, "max_memory": "2GiB",
+        "seed": 5, "protect": "0-2,-1", "axes": ["ffn"], "round_to": 64, "format": "stock", "ridge": None, "max_memory": "2GiB",
         "device": "cuda:1", "dtype": "bf16", "run_dir": "r", "resume": True, "force": True, "dry_run": False,
         "trust_remote_code": True,
     }  # fmt: skip
