@@ -20,6 +20,10 @@ def _listed(value: Any) -> Any:
 
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed), Field(min_length=1)]
+Others = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: () if value is None else tuple(value) if isinstance(value, list) else value),
+]
 Prompts = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value),
@@ -132,13 +136,13 @@ class ProbedEvalSettings(Probing, EvalSettings):
 
 
 class BenchSettings(Probing):
-    """Times of a model against another checkpoint, itself probed, or both, for every batch size and length."""
+    """Times of a model, against other checkpoints and itself probed, for every batch size and length."""
 
     alone: ClassVar[tuple[str, ...]] = (*Probing.alone, "rechoose")
     choosing: ClassVar[tuple[str, ...]] = (*Probing.choosing, "rechoose")
 
     model: str = Field(min_length=1, description="a directory with a checkpoint, or a hub id")
-    other: str | None = Field(default=None, min_length=1, description="a directory with a checkpoint, or a hub id")
+    others: Others = Field(default=(), description="directories with checkpoints, or hub ids")
     batch: Sizes = Field(default=(1, 4, 20), description="numbers of sequences, each 1 or more, such as 1,4,20")
     seq_len: Sizes = Field(default=(16, 128, 512), description="numbers of tokens, each 1 or more, such as 16,128,512")
     new_tokens: int = Field(default=64, ge=0, description="a number of tokens to decode, or 0 for none")
@@ -148,12 +152,3 @@ class BenchSettings(Probing):
     device: Device = "cpu"
     dtype: Dtype = "auto"
     trust_remote_code: bool = False
-
-    @model_validator(mode="after")
-    def _two(self) -> "BenchSettings":
-        if self.other is None and not self.probes:
-            raise UserError(
-                "there is one model and nothing to compare it with. Give another checkpoint; or `dynamic`, the fraction that each "
-                "batch of the model itself leaves out, such as 0.4, or `small`, a pruned model that each batch corrects; or both."
-            )
-        return self

@@ -97,7 +97,8 @@ def prune(address: str, model: Path, out: Path, *words: str, token: str | None =
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
     return subprocess.run(
         [sys.executable, "-m", "secateur", "prune", str(model), "--out", str(out), "--ratio", "0.3", "--method", "magnitude",
-         "--compensate", "none", "--calibration", str(text_beside(model)), "--eval", "none", "--samples", "2", "--seq-len", "16", "--json", *words],
+         "--compensate", "none", "--calibration", str(text_beside(model)),
+         "--eval", "none", "--samples", "2", "--seq-len", "16", "--json", *words],
         capture_output=True, text=True, env={**kept, **given}, check=False,
     )  # fmt: skip
 

@@ -9,16 +9,18 @@ from secateur.cli.options import Device, Dtype, Json, Model, TrustRemoteCode
 from secateur.cli.output import Output
 from secateur.cli.probing import Attention, Calibration, Dynamic, Griffin, Memory, Paper, Rechoose, Samples, Seed, Small, State
 
-Other = Annotated[str | None, Argument(metavar="OTHER", help="Another checkpoint to compare it with.", show_default=False)]
+Others = Annotated[list[str] | None, Argument(metavar="OTHER", help="Checkpoints to compare it with.", show_default=False)]
 Batch = Annotated[str, Option(help="Numbers of sequences.")]
 SeqLen = Annotated[str, Option(help="Numbers of tokens in each.")]
 NewTokens = Annotated[int, Option(help="Tokens to decode after each; 0 leaves decoding out.")]
-Runs = Annotated[int, Option(help="Timed runs of each model and shape, after one that does not count.")]
+Runs = Annotated[
+    int, Option(help="Timed runs of each model and shape, after one that does not count; more where they are short.")
+]
 
 
 def bench(
     model: Model,
-    other: Other = None,
+    others: Others = None,
     batch: Batch = "1,4,20",
     seq_len: SeqLen = "16,128,512",
     new_tokens: NewTokens = 64,
@@ -39,7 +41,7 @@ def bench(
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Time a model against another, or against itself probed, in turns on random tokens."""
+    """Time a model on random tokens; in turns with others, or with itself pruned anew for each batch, where these are given."""
     options = {**locals()}
     del options["json"]
     with Output(json) as output:
@@ -56,9 +58,11 @@ def _shown(found: Mapping[str, Any]) -> dict[str, Any]:
     """The medians, with least and most behind them where they matter."""
     rows = [
         {
-            **{name: row[name] for name in ("batch", "seq_len", "phase", "model")},
+            "shape": f"{row['batch']} x {row['seq_len']}",
+            **{name: row[name] for name in ("phase", "model")},
             "ms": _spread(row, "seconds", 1000.0),
             "tokens/s": f"{row['tokens_per_second']:,.0f}",
+            "GFLOP/s": _digits(row["flops_per_second"] / 1e9),
             "speedup": _spread(row, "speedup") if "speedup" in row else "",
         }
         for row in found.get("cells", [])

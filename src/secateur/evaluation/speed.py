@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from secateur.streaming.memory import peak
 
+MOST = 10
 Track = Callable[[Iterable[int], int], Iterator[int]]
 
 
@@ -52,15 +54,28 @@ class Times:
 
 
 def compare_speed(
-    models: Mapping[str, Any], cell: Cell, *, vocab: int, runs: int, new_tokens: int, seed: int, track: Track | None = None
+    models: Mapping[str, Any],
+    cell: Cell,
+    *,
+    vocab: int,
+    runs: int,
+    new_tokens: int,
+    seed: int,
+    track: Track | None = None,
+    seconds: float = 0.0,
 ) -> Times:
-    """Time the models on fresh random ids each run, after one run that does not count; who begins changes with each run."""
+    """Time the models on fresh random ids each run, after one run that does not count; who begins changes with each run.
+
+    Runs that took less than `seconds` together are followed by more, `MOST` times as many as were asked for at most: the shorter
+    a run, the more one is unlike another.
+    """
     generator = torch.Generator().manual_seed(seed)
     names = list(models)
     prefill: dict[str, list[float]] = {name: [] for name in names}
     decode: dict[str, list[float]] = {name: [] for name in names}
-    rounds = range(-1, runs)
-    for number in track(rounds, len(rounds)) if track else rounds:
+    start = time.perf_counter()
+    rounds = chain(range(-1, runs), takewhile(lambda _: time.perf_counter() - start < seconds, range(runs, MOST * runs)))
+    for number in track(rounds, runs + 1) if track else rounds:
         ids = torch.randint(vocab, tuple(cell), generator=generator)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:

@@ -1,9 +1,6 @@
-"""Times of a model against another, or itself probed, in turns; and how much memory each takes, in a process of its own."""
+"""Times of a model, against others and itself probed, in turns; their arithmetic and their memory; and what would be faster."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,31 +8,38 @@ from typing import Any
 
 import torch
 
+from secateur import axes
 from secateur.calibration.text import read_text
 from secateur.calibration.tokens import load_tokenizer, tokenise
 from secateur.dynamic_settings import BenchSettings
 from secateur.errors import UserError
-from secateur.evaluation.speed import Cell, PeakMemory, Spread, Times, compare_speed, time_once
+from secateur.evaluation.flops import Work, count_work
+from secateur.evaluation.speed import Cell, Spread, Times, compare_speed
+from secateur.recipes.bench_memory import measure_peak, open_whole
 from secateur.recipes.cells import hardware
 from secateur.recipes.dynamic import Dynamic, Whole, draw, kept, read_state, restore
+from secateur.recipes.rounding import advise
 from secateur.reporter import Reporter
 from secateur.runs import environment
 from secateur.runtime.refitted import Refitted
-from secateur.streaming.heap import steady_heap
 
 CALIBRATED = 128  # tokens of a calibration sequence
-ALONE = "import sys; from secateur.recipes.bench import alone; alone(sys.argv[1])"
+ENOUGH = 3.0  # seconds of runs of one shape, after which no more than were asked for are needed
+PROBED = "dynamic"  # the name of the first model probed
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
     """`cells`: a row for each batch size, length, phase and model: seconds and tokens_per_second of the median run, their least
-    and most, and for all but the first model `speedup`, how many times as fast it is as the first (of paired runs: median, least,
-    most). `not_faster`: in words, every cell where a smaller model has a median speedup of at most 1."""
+    and most; `flops`, the arithmetic of the matrix products and attention as it was done, and `flops_per_second`; and for all but
+    the first model `speedup`, how many times as fast it is as the first (of paired runs: median, least, most). `not_faster`: in
+    words, every cell where a smaller model has a median speedup of at most 1. `advice`: what would make it so, or that none was
+    found, for the worst of these cells of each checkpoint and phase."""
 
     models: list[dict[str, Any]]
     cells: list[dict[str, Any]]
     not_faster: list[str]
+    advice: list[str]
     runs: int
     new_tokens: int
     dtype: str
@@ -54,10 +58,12 @@ class BenchResult:
 
 def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
     """Time the models. Raises `UserError` for one that cannot be used, or a length that one does not have."""
-    first = _open(settings, settings.model)
-    opened = {"model": first} | ({"other": _open(settings, settings.other)} if settings.other else {})
+    names = _names([settings.model, *settings.others])
+    paths = dict(zip(names, [settings.model, *settings.others], strict=True))
+    opened = {name: open_whole(settings, path) for name, path in paths.items()}
     for whole in opened.values():
         _check_room(settings, whole)
+    first = opened[names[0]]
     calibration = widths = None
     with TemporaryDirectory(prefix="secateur-") as directory:
         models: dict[str, Any] = {}
@@ -67,15 +73,17 @@ def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
             widths = kept(probed)
             if _learned(probed):
                 probed.state.save(saved)
-            models["dynamic"] = probed
+            models[PROBED] = probed
         models = {name: whole.load() for name, whole in opened.items()} | models
-        rows = [_described(name, settings, model) for name, model in models.items()]
-        times = list(_times(settings, models, report))
+        rows = [_described(name, paths.get(name), settings, model) for name, model in models.items()]
+        cells = [row for found in _times(settings, models, report) for row in found]
+        slower = _not_faster(rows, cells)
+        advice = list(_advice(slower, opened, models, settings, report))
         models.clear()  # their memory is for the processes that follow
-        kinds = [_peak(row, settings, saved if saved.exists() else None, report) for row in rows]
-    cells = [row for found in times for row in _rows(found, settings.new_tokens)]
+        kinds = [measure_peak(row, settings, saved if saved.exists() else None, report) for row in rows]
     return BenchResult(
-        models=rows, cells=cells, not_faster=_not_faster(rows, cells), runs=settings.runs, new_tokens=settings.new_tokens,
+        models=rows, cells=cells, not_faster=[_lamented(row) for row in slower], advice=advice, runs=settings.runs,
+        new_tokens=settings.new_tokens,
         dtype=", ".join(dict.fromkeys(str(whole.dtype).removeprefix("torch.") for whole in opened.values())),
         ratio=settings.dynamic, small=settings.small, widths=widths,
         calibration=calibration, peak_memory=next(filter(None, kinds), "not known"),
@@ -83,8 +91,14 @@ def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
     )  # fmt: skip
 
 
-def _open(settings: BenchSettings, spec: str) -> Whole:
-    return Whole.open(spec, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+def _names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, and a number where there is another of that name."""
+    found: list[str] = []
+    for path in paths:
+        name = Path(path).name or Path(path).resolve().name
+        taken = sum(other.partition(" #")[0] == name for other in [*found, PROBED])
+        found.append(f"{name} #{taken + 1}" if taken else name)
+    return found
 
 
 def _check_room(settings: BenchSettings, whole: Whole) -> None:
@@ -127,83 +141,72 @@ def _learned(model: Dynamic) -> bool:
     return bool(model.state.known if isinstance(model, Refitted) else model.state.histories)
 
 
-def _described(name: str, settings: BenchSettings, model: Any) -> dict[str, Any]:
+def _described(name: str, path: str | None, settings: BenchSettings, model: Any) -> dict[str, Any]:
     """Parameters of the whole model, of which a probed one has all and uses some."""
     weights = list(model.parameters())
     return {
-        "model": name, "path": settings.other if name == "other" else settings.model,
+        "model": name, "path": path or settings.model, "probed": path is None,
         "parameters": sum(w.numel() for w in weights), "parameter_bytes": sum(w.numel() * w.element_size() for w in weights),
     }  # fmt: skip
 
 
-def _times(settings: BenchSettings, models: dict[str, Any], report: Reporter) -> Iterator[Times]:
+def _times(settings: BenchSettings, models: dict[str, Any], report: Reporter) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each cell."""
     vocab = min(model.get_input_embeddings().num_embeddings for model in models.values())
     grid = [Cell(batch, seq_len) for batch in settings.batch for seq_len in settings.seq_len]
     for number, cell in enumerate(grid):
         label = f"timing batch {cell.batch} x {cell.seq_len} ({number + 1} of {len(grid)} shapes)"
-        yield compare_speed(
+        ids = torch.randint(vocab, tuple(cell), generator=torch.Generator().manual_seed(settings.seed))
+        work = {name: count_work(model, ids, settings.new_tokens) for name, model in models.items()}
+        times = compare_speed(
             models, cell, vocab=vocab, runs=settings.runs, new_tokens=settings.new_tokens, seed=settings.seed + number,
-            track=lambda items, total, label=label: report.track(items, label, total),
+            track=lambda items, total, label=label: report.track(items, label, total), seconds=ENOUGH,
         )  # fmt: skip
+        yield list(_rows(times, work, settings.new_tokens))
 
 
-def _rows(times: Times, new_tokens: int) -> Iterator[dict[str, Any]]:
+def _rows(times: Times, work: dict[str, Work], new_tokens: int) -> Iterator[dict[str, Any]]:
     batch, seq_len = times.cell
+    base = next(iter(times.prefill))
     for phase, tokens in (("prefill", batch * seq_len), ("decode", batch * new_tokens)):
         for name, runs in getattr(times, phase).items():
-            row: dict[str, Any] = {"batch": batch, "seq_len": seq_len, "phase": phase, "model": name}
+            row: dict[str, Any] = {"batch": batch, "seq_len": seq_len, "phase": phase, "model": name, "runs": len(runs)}
             row |= _named("seconds", Spread.of(runs)) | _named("tokens_per_second", Spread.of([tokens / s for s in runs]))
-            yield row | ({} if name == "model" else _named("speedup", times.speedup(phase, name, "model")))
+            flops = getattr(work[name], phase)
+            row |= {"flops": flops, "flops_per_second": flops / row["seconds"]}
+            yield row | ({} if name == base else _named("speedup", times.speedup(phase, name, base)))
 
 
 def _named(name: str, spread: Spread) -> dict[str, float]:
     return {name: spread.median, f"{name}_least": spread.least, f"{name}_most": spread.most}
 
 
-def _not_faster(models: list[dict[str, Any]], cells: list[dict[str, Any]]) -> list[str]:
+def _not_faster(models: list[dict[str, Any]], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells where a smaller model is not faster than the first."""
     whole = models[0]["parameters"]
-    smaller = {row["model"] for row in models if row["model"] == "dynamic" or row["parameters"] < whole}
-    return [
+    smaller = {row["model"] for row in models[1:] if row["probed"] or row["parameters"] < whole}
+    return [row for row in cells if row["model"] in smaller and row["speedup"] <= 1]
+
+
+def _lamented(row: dict[str, Any]) -> str:
+    return (
         f"{row['model']} is not faster in {row['phase']} at batch {row['batch']} x {row['seq_len']}: {row['speedup']:.2f} times "
         f"as fast ({row['speedup_least']:.2f} to {row['speedup_most']:.2f})"
-        for row in cells
-        if row["model"] in smaller and row["speedup"] <= 1
-    ]
+    )
 
 
-def _peak(row: dict[str, Any], settings: BenchSettings, state: Path | None, report: Reporter) -> str:
-    """Measure one model's peak in a process of its own, into its row; says of what it is."""
-    report.say(f"measuring the memory of {row['model']} in a process of its own")
-    asked = {"name": row["model"], "settings": settings.to_json(), "state": None if state is None else str(state)}
-    done = subprocess.run([sys.executable, "-c", ALONE, json.dumps(asked)], capture_output=True, text=True, check=False)
-    try:
-        found = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        found = {"bytes": None, "of": ""}
-        report.warn(f"the memory of {row['model']} is not known: its process ended with code {done.returncode}")
-    row["peak_memory_bytes"] = found["bytes"]
-    return found["of"]
-
-
-def alone(asked: str) -> None:
-    """In a process of its own: run one model on the largest shape, and print the peak."""
-    steady_heap()  # which equal runs have equal peaks with
-    given = json.loads(asked)
-    settings = BenchSettings(**given["settings"])
-    whole = _open(settings, settings.other if given["name"] == "other" and settings.other else settings.model)
-    if given["name"] == "dynamic":
-        model: Any = whole.probed(settings, rechoose=settings.rechoose)
-        if given["state"]:
-            restore(model, read_state(settings.model_copy(update={"state": Path(given["state"])})), Path(given["state"]))
-    else:
-        model = whole.load()
-    cell = max((Cell(b, s) for b in settings.batch for s in settings.seq_len), key=lambda c: c.batch * c.seq_len)
-    memory = PeakMemory(whole.device)
-    memory.restart()
-    generator = torch.Generator().manual_seed(settings.seed)
-    ids = torch.randint(whole.source.binding.sizes["vocab"], tuple(cell), generator=generator)
-    time_once(model, ids, settings.new_tokens)
-    kind = "the CUDA device's memory" if whole.device.type == "cuda" else "resident memory"
-    since = "since it was started" if memory.whole_process else "after loading, weights included"
-    of = f"{kind} of a process for each model, {since}, at batch {cell.batch} x {cell.seq_len}"
-    print(json.dumps({"bytes": memory.read(), "of": of + (", decoding included" if settings.new_tokens else "")}))
+def _advice(
+    slower: list[dict[str, Any]], opened: dict[str, Whole], models: dict[str, Any], settings: BenchSettings, report: Reporter
+) -> Iterator[str]:
+    """For the worst cell of each checkpoint and phase, what `--round-to` does about it."""
+    base = models[next(iter(opened))]
+    for name, phase in dict.fromkeys((row["model"], row["phase"]) for row in slower if row["model"] in opened):
+        worst = min((row for row in slower if (row["model"], row["phase"]) == (name, phase)), key=lambda row: row["speedup"])
+        report.say(f"trying what --round-to would make of {name}")
+        source, cell = opened[name].source, Cell(worst["batch"], worst["seq_len"])
+        sizes = [axes.kept_sizes(source.binding.sizes, source.kept(i)) for i in range(source.binding.num_layers)]
+        found = advise(
+            base, models[name], source.binding, sizes, cell, phase, vocab=source.binding.sizes["vocab"], runs=settings.runs,
+            new_tokens=settings.new_tokens if phase == "decode" else 0, seed=settings.seed,
+        )  # fmt: skip
+        yield f"{name}, {phase} at batch {cell.batch} x {cell.seq_len}: {found}"
