@@ -62,6 +62,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def longer(model_type: str) -> dict[str, Any]:
+    """Overrides with which 32 tokens can follow a short prompt."""
+    return {"gpt2": {"n_positions": 48}, "bloom": {}}.get(model_type, {"max_position_embeddings": 48})
+
+
 def tiny_config(model_type: str, **overrides: Any) -> Any:
     """A transformers configuration of `model_type` with 2 layers; `overrides` win over the tiny sizes."""
     return AutoConfig.for_model(model_type, **{"vocab_size": VOCAB, **CONFIGS[model_type], **overrides})

@@ -4,17 +4,12 @@ The oracle is the original at full size: dropped units masked, and the readers' 
 other tests compare with naive solutions, put back in their places.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -23,12 +18,12 @@ from secateur import UserError, axes
 from secateur.families import family_for
 from secateur.plan import read_record
 from secateur.streaming.checkpoint import Checkpoint
+from tests.contract.elsewhere import Written, answers, computes_as
 from tests.contract.masking import layers_of, masked, sizes_of
 from tests.contract.test_depth import DEEP, without
-from tests.contract.tiny import MODEL_TYPES, tiny_tokens
+from tests.contract.tiny import MODEL_TYPES, longer, tiny_tokens
 from tests.recipes.tiny_checkpoint import TINY, text_beside, tiny_checkpoint
 
-POSITIONS = {"gpt2": {"n_positions": 48}, "bloom": {}}
 SHAPES: dict[str, dict[str, Any]] = {"equal": {"allocation": "uniform"}, "unequal": {"allocation": "uniform", "protect": "1"}}
 LEAVES = ("kv", "ffn", "kv,ffn")
 SMOKE = {
@@ -87,11 +82,8 @@ def oracle(dense: nn.Module, out: Path) -> nn.Module:
 
 
 def check(model_type: str, chosen: list[Case], tmp_path: Path) -> None:
-    changes = POSITIONS.get(model_type, {"max_position_embeddings": 48})
-    model = tiny_checkpoint(model_type, tmp_path, **{**DEEP[model_type], **changes})
+    model = tiny_checkpoint(model_type, tmp_path, **{**DEEP[model_type], **longer(model_type)})
     dense: Any = AutoModelForCausalLM.from_pretrained(model).eval()
-    given = {"ids": tiny_tokens(2, 12), "prompt": tiny_tokens(2, 6, seed=1)}
-    save_file(given, tmp_path / "given.safetensors")
     results = {}
     for number, case in enumerate(chosen):
         out, common = tmp_path / f"out{number}", {**TINY, "calibration": str(text_beside(model)), "run_dir": tmp_path / "runs"}
@@ -100,18 +92,10 @@ def check(model_type: str, chosen: list[Case], tmp_path: Path) -> None:
             assert not results[case].stock, case
         elif not results[case].stock:
             by_stock(model, tmp_path / f"stock{number}", {**common, **settings(case), "format": "stock"})
-    asked = [
-        {"load": r.load, "out": r.out, "again": f"{r.out}-again", "found": f"{r.out}.safetensors"} for r in results.values()
-    ]
-    (tmp_path / "asked.json").write_text(json.dumps(asked))
-    run_worker(tmp_path)
-    for case, result in results.items():
-        found, expected = load_file(f"{result.out}.safetensors"), oracle(dense, Path(result.out))
-        logits = expected(given["ids"]).logits.detach()
-        assert (found["logits"] - logits).abs().max() <= 1e-5 * logits.abs().max().clamp_min(1), case
-        greedy = expected.generate(given["prompt"], max_new_tokens=32, do_sample=False, pad_token_id=0, eos_token_id=None)
-        assert torch.equal(found["greedy"], greedy), case
-        assert all(torch.equal(found[f"again {name}"], found[name]) for name in ("logits", "greedy")), case
+    written = [Written(out=Path(result.out), load=result.load) for result in results.values()]
+    ids, prompt = tiny_tokens(2, 12), tiny_tokens(2, 6, seed=1)
+    for case, one, found in zip(results, written, answers(written, ids, prompt, tmp_path), strict=True):
+        assert computes_as(found, oracle(dense, one.out), ids, prompt), case
 
 
 def by_stock(model: Path, out: Path, options: dict[str, Any]) -> None:
@@ -122,14 +106,6 @@ def by_stock(model: Path, out: Path, options: dict[str, Any]) -> None:
     except UserError as error:
         refusal = str(error)
     assert "drop --format stock" in refusal and not out.exists() if refusal else result.stock and options["axes"] == "kv,ffn"
-
-
-def run_worker(tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("matrix_worker.py")
-    kept = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-I", str(worker), str(tmp_path / "given.safetensors"), str(tmp_path / "asked.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0 and done.stdout.strip().endswith("done"), done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("model_type", SMOKE)

@@ -1,6 +1,6 @@
 """Loads what was written by the line that the tool stated, in a process without Secateur; run by a fresh `python -I`.
 
-The argument is a JSON file: a list of cases, each with the line (`load`), the directory of its answers, and files of token ids.
+Arguments: a file of token ids, and a JSON list of cases: the line (`load`), where it is saved again, the file of its answers.
 """
 
 import importlib.abc
@@ -32,7 +32,8 @@ def opened(line):
 @torch.no_grad()
 def answers(model, given):
     options = {"max_new_tokens": 32, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    return {"logits": model(given["ids"]).logits, "greedy": model.generate(given["prompt"], **options)}
+    found = {"logits": model(given["ids"]).logits, "greedy": model.generate(given["prompt"], **options)}
+    return {**found, "uncached": model.generate(given["prompt"], use_cache=False, **options)}
 
 
 given = load_file(sys.argv[1])
