@@ -78,7 +78,8 @@ def test_nothing_loads_it_wrongly(unequal: Path) -> None:
     for options in ({}, {"trust_remote_code": False}, {"ignore_mismatched_sizes": True}):
         with pytest.raises(ValueError, match="trust_remote_code=True"):
             AutoModelForCausalLM.from_pretrained(unequal, **options)
-    for options in ({}, {"ignore_mismatched_sizes": True}):
+    opted = {"allow_global_per_layer_attribute_access": True, "per_layer_config": {"0": {"intermediate_size": 20}}}
+    for options in ({}, {"ignore_mismatched_sizes": True}, {**opted, "ignore_mismatched_sizes": True}):
         with pytest.raises(Exception, match="layers of this model have unequal sizes.*trust_remote_code=True"):
             LlamaForCausalLM.from_pretrained(unequal, **options)
     own = modeling_secateur.SecateurLlamaForCausalLM  # type: ignore[attr-defined]
