@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from secateur.cli.options import Device, Dtype, Json, Model, TrustRemoteCode
+from secateur.cli.options import Device, Dtype, Json, Model, RunDir, TrustRemoteCode
 from secateur.cli.output import Output
 from secateur.cli.probing import Attention, Calibration, Dynamic, Griffin, Memory, Paper, Rechoose, Samples, Seed, Small, State
+from secateur.cli.recording import leave_record
 
 Other = Annotated[str | None, Argument(metavar="OTHER", help="Another checkpoint to compare it with.", show_default=False)]
 Batch = Annotated[str, Option(help="Numbers of sequences.")]
@@ -37,11 +38,12 @@ def bench(
     device: Device = "cpu",
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    run_dir: RunDir = None,
     json: Json = False,
 ) -> None:
     """Time a model against another, or against itself probed, in turns on random tokens."""
     options = {**locals()}
-    del options["json"]
+    del options["json"], options["run_dir"]
     with Output(json) as output:
         from secateur.dynamic_settings import BenchSettings
 
@@ -49,6 +51,7 @@ def bench(
         from secateur.recipes.bench import bench as run
 
         found = run(settings, output.reporter).to_json()
+        leave_record(output, "bench", settings, found, run_dir=run_dir)
         output.show("Benchmark", found if json else _shown(found))
 
 

@@ -16,10 +16,9 @@ from secateur.calibration.tokens import load_tokenizer, tokenise
 from secateur.dynamic_settings import BenchSettings
 from secateur.errors import UserError
 from secateur.evaluation.speed import Cell, PeakMemory, Spread, Times, compare_speed, time_once
-from secateur.recipes.cells import hardware
 from secateur.recipes.dynamic import Dynamic, Whole, draw, kept, read_state, restore
 from secateur.reporter import Reporter
-from secateur.runs import environment
+from secateur.runs import environment, hardware
 from secateur.runtime.refitted import Refitted
 from secateur.streaming.heap import steady_heap
 
