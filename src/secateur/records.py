@@ -111,8 +111,9 @@ def read_runs(paths: Sequence[Path]) -> list[Record]:
 
     Raises `UserError` for what is none of these.
     """
-    files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
-    return [_read(file) for file in files]
+    read = [record for path in paths for record in sorted(map(_read, _files(path)), key=lambda record: record.time)]
+    records = {json.dumps(record.to_json(), sort_keys=True): record for record in read}
+    return list(records.values())  # a pruned model holds the record that lies in its run directory as well
 
 
 def identity(spec: str | Path) -> str | None:

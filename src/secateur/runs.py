@@ -96,7 +96,8 @@ def hardware(device: str) -> dict[str, Any]:
     """What seconds were measured on. Asks torch where it is loaded: who has run a model has loaded it."""
     found: dict[str, Any] = {"cpu": _cpu(), "device": device}
     if torch := sys.modules.get("torch"):
-        name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+        on_cuda = device.startswith("cuda") and torch.cuda.is_available()
+        name = torch.cuda.get_device_name(device) if on_cuda else device
         found |= {"threads": torch.get_num_threads(), "device": name}
     return found
 

@@ -13,7 +13,7 @@ from secateur.reporting.facts import BenchFacts, CostFacts, FigureFacts, PruneFa
 from secateur.reporting.heat_map import heat_map
 from secateur.reporting.kept import AXES
 from secateur.reporting.rows import Value, value_plot
-from secateur.reporting.words import bytes_of, change, count, digits, duration, percent, plus_minus
+from secateur.reporting.words import Number, bytes_of, change, count, digits, duration, percent, plus_minus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def article(candidate: Candidate, records: Sequence[Record]) -> Article:
         return Article(lead="Measured, without a record of a pruning.", tiles=_tiles(candidate, None), **common)
     return Article(
         lead=_lead(candidate, facts), tiles=_tiles(candidate, facts), heat=heat_map(figures), costs=_costs(figures),
-        cost_note=_cost_note(figures), rise=_rise(facts), scores=_scores(figures), how=_how(candidate.pruned, facts),
+        cost_note=_cost_note(figures, facts), rise=_rise(facts), scores=_scores(figures), how=_how(candidate.pruned, facts),
         load=facts.load or "", notes=facts.notes, command=candidate.pruned.command, **common,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def _tiles(candidate: Candidate, facts: PruneFacts | None) -> list[Tile]:
     known = [t.cell for t in candidate.timings if t.cell.speedup is not None]
     if known:
         best = max(known, key=lambda cell: cell.batch * cell.seq_len)
-        tiles.append(Tile(name="Speed", value=f"{best.speedup:.2f}×", note=f"{_shape(best)}, as fast as before"))
+        tiles.append(Tile(name="Speed", value=f"{best.speedup:.2f}×", note=f"as fast as before: {_shape(best)}"))
     else:
         tiles.append(Tile(name="Speed", value="not measured"))
     if facts:
@@ -120,7 +120,7 @@ def _tiles(candidate: Candidate, facts: PruneFacts | None) -> list[Tile]:
     return tiles
 
 
-def _tile(name: str, before: float, after: float, spelled: Any) -> Tile:
+def _tile(name: str, before: Number, after: Number, spelled: Any) -> Tile:
     return Tile(name=name, value=spelled(after), before=spelled(before), change=change(before, after))
 
 
@@ -194,7 +194,7 @@ def _speed(candidate: Candidate, records: Sequence[Record]) -> list[Plot]:
             values, unit="times as fast", label=f"Speed of {candidate.label} against {name}", reference=1.0, named=name
         )  # fmt: skip
         if image:
-            facts = BenchFacts.of(records[number])
+            facts = BenchFacts.read(records[number])
             runs = f"{facts.runs} paired runs" if facts.runs else "paired runs"
             plots.append(Plot(image=image, caption=f"Median of {runs}; whiskers: least and most. {_place(records[number])}"))
     return plots
@@ -225,7 +225,7 @@ def _not_faster(candidate: Candidate, records: Sequence[Record]) -> list[str]:
     found = []
     for number in dict.fromkeys(t.bench for t in candidate.timings):
         names = [part for part, model in records[number].models.items() if model.name == candidate.name and model.probed == candidate.probed]
-        found += [text for text in BenchFacts.of(records[number]).not_faster if any(text.startswith(f"{name} ") for name in names)]
+        found += [text for text in BenchFacts.read(records[number]).not_faster if any(text.startswith(f"{name} ") for name in names)]
     return found
 
 
@@ -250,7 +250,7 @@ def _costs(figures: FigureFacts) -> Table | None:
         return None
     total = sum(c.parameters for c in figures.costs) + len(dropped) * figures.layer_parameters
     losses = [c.loss for c in figures.costs if c.loss is not None]
-    rows.append(["all", "", "", f"{total:,}", *([""] if share else []), *([digits(sum(losses))] if loss else [])])
+    rows.insert(0, ["all", "", "", f"{total:,}", *([""] if share else []), *([digits(sum(losses))] if loss else [])])
     head = ["layer", "what", "left", "parameters", *(["score"] if share else []), *(["loss"] if loss else [])]
     return Table(head=head, rows=rows, numeric=len(head) - 2)
 
@@ -261,12 +261,14 @@ def _cost_row(cost: CostFacts, *, share: bool, loss: bool) -> list[str]:
     return row + (["" if cost.loss is None else digits(cost.loss)] if loss else [])
 
 
-def _cost_note(figures: FigureFacts) -> str:
+def _cost_note(figures: FigureFacts, facts: PruneFacts) -> str:
     told = ["Parameters that left each layer."]
     if any(c.share is not None for c in figures.costs):
         told.append("Score: the share of the layer's scores that left with them.")
     if any(c.loss is not None for c in figures.costs):
         told.append("Loss: by how much the scores predict that the loss rises, in nats per token, if nothing else changes.")
+        if facts.loss_rise is not None:
+            told.append(f"Measured, all together and repaired: {plus_minus(facts.loss_rise, facts.loss_rise_stderr)}.")
     return " ".join(told)
 
 
@@ -299,7 +301,7 @@ def _how(record: Record, facts: PruneFacts) -> list[tuple[str, str]]:
     rows += [
         ("check after writing", f"every layer read back; largest relative difference {facts.verified:.1e}"),
         ("loads as", "a stock checkpoint" if facts.stock else "a checkpoint with its own modelling file"),
-        ("when", record.time), ("on", ", ".join(str(env[k]) for k in ("cpu", "system") if k in env)),
+        ("when", record.time.replace("T", " ")), ("on", ", ".join(str(env[k]) for k in ("cpu", "system") if k in env)),
         ("versions", ", ".join(f"{name} {env[name]}" for name in ("secateur", "torch", "transformers", "python") if name in env)),
     ]  # fmt: skip
     return [(name, value) for name, value in rows if value]

@@ -60,11 +60,11 @@ class Candidate:
 
     @property
     def facts(self) -> PruneFacts | None:
-        return PruneFacts.of(self.pruned) if self.pruned else None
+        return PruneFacts.read(self.pruned) if self.pruned else None
 
     @property
     def figures(self) -> FigureFacts | None:
-        return FigureFacts.of(self.pruned, "figures") if self.pruned else None
+        return FigureFacts.read(self.pruned, "figures") if self.pruned else None
 
     @property
     def method(self) -> str:
@@ -122,7 +122,7 @@ class Gathered:
         return self.found[key]
 
     def _pruned(self, record: Record) -> None:
-        facts = PruneFacts.of(record)
+        facts = PruneFacts.read(record)
         before = self._at(_part(record, "before", "the original"), record)
         after = self._at(_part(record, "after", "the result"), record)
         before.dense, after.pruned, after.base = True, record, before
@@ -138,14 +138,14 @@ class Gathered:
     def _evaluated(self, record: Record) -> None:
         candidate = self._at(_part(record, "model", "a model"), record)
         if "tasks" in record.result:
-            candidate.tasks += TasksFacts.of(record).tasks
+            candidate.tasks += TasksFacts.read(record).tasks
             return
-        facts = EvalFacts.of(record)
+        facts = EvalFacts.read(record)
         stderr = facts.perplexity * facts.stderr if facts.stderr is not None else None
         candidate.add_quality(Quality(protocol=facts.protocol, perplexity=facts.perplexity, stderr=stderr, verb="eval"))
 
     def _timed(self, record: Record, number: int) -> None:
-        facts = BenchFacts.of(record)
+        facts = BenchFacts.read(record)
         for model in facts.models:
             if model.model not in record.models:
                 continue

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from secateur.reporting.facts import HistogramFacts, ScoreFacts
 from secateur.reporting.svg import WIDE, Scale, dot, group, line, plot, rect, text, tick_text
+from secateur.reporting.words import Number
 
 GUTTER, HEAD, FOOT = 44.0, 22.0, 36.0
 
@@ -30,11 +31,11 @@ def distribution_plot(scores: ScoreFacts, name: str) -> Markup:
     return plot(bottom + FOOT, told, *parts)
 
 
-def _scale(scores: ScoreFacts, end: float) -> Scale:
+def _scale(scores: ScoreFacts, end: Number) -> Scale:
     return Scale(low=scores.edges[0], high=scores.edges[-1], start=GUTTER, end=end, log=scores.scale == "log")
 
 
-def _bars(layer: HistogramFacts, start: float, end: float, base: float, high: float) -> list[Markup]:
+def _bars(layer: HistogramFacts, start: Number, end: Number, base: Number, high: Number) -> list[Markup]:
     fullest = max((k + g for k, g in zip(layer.kept, layer.left, strict=False)), default=0) or 1
     wide = (end - start) / max(len(layer.kept), 1)
     bars = []
@@ -45,7 +46,7 @@ def _bars(layer: HistogramFacts, start: float, end: float, base: float, high: fl
     return [group(bars, f"{sum(layer.kept):,} stayed, {sum(layer.left):,} left")]
 
 
-def influence_plot(influence: Sequence[float], dropped: Sequence[int]) -> Markup:
+def influence_plot(influence: Sequence[Number], dropped: Sequence[int]) -> Markup:
     """What each layer was worth, where whole layers leave."""
     row, end = 20.0, WIDE - 8
     scale = Scale.over([*influence, 0.0], GUTTER, end, zero=True)

@@ -3,12 +3,14 @@
 Imports no torch.
 """
 
+import math
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from secateur.errors import UserError
 from secateur.records import Record
+from secateur.reporting.kept import AXES
 
 T = TypeVar("T", bound="Facts")
 
@@ -17,7 +19,7 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     @classmethod
-    def of(cls: type[T], record: Record, part: Literal["result", "figures", "environment"] = "result") -> T:
+    def read(cls: type[T], record: Record, part: Literal["result", "figures", "environment"] = "result") -> T:
         """Raises `UserError` that names the record and what is wrong in it."""
         try:
             return cls.model_validate(getattr(record, part))
@@ -85,6 +87,13 @@ class ScoreFacts(Facts):
     edges: list[float] = Field(min_length=2)
     layers: list[HistogramFacts | None]
 
+    @model_validator(mode="after")
+    def _ascending(self) -> "ScoreFacts":
+        known = all(map(math.isfinite, self.edges)) and all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False))
+        if not known or (self.scale == "log" and self.edges[0] <= 0):
+            raise ValueError("the edges must ascend, and be above 0 on a logarithmic scale")
+        return self
+
 
 class FigureFacts(Facts):
     """What a pruning decided. All empty for a record without figures."""
@@ -95,6 +104,21 @@ class FigureFacts(Facts):
     costs: list[CostFacts] = []
     scores: dict[str, ScoreFacts] = {}
     influence: list[float] | None = None
+
+    @field_validator("axes", "scores")
+    @classmethod
+    def _in_order(cls, found: dict[str, Any]) -> dict[str, Any]:
+        """As the model's layers have them: attention first. A file's order says nothing."""
+        known = list(AXES)
+        return dict(sorted(found.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known)))
+
+    @model_validator(mode="after")
+    def _whole(self) -> "FigureFacts":
+        for layer, kept in enumerate(self.layers):
+            for axis, stays in (kept or {}).items():
+                if axis not in self.axes or not 0 <= stays <= self.axes[axis].units:
+                    raise ValueError(f"layer {layer} keeps {stays} of axis {axis!r}, which is not among its units")
+        return self
 
 
 class EvalFacts(Facts):

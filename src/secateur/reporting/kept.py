@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-AXES = {"kv": "attention heads (kv)", "group": "query heads", "ffn": "MLP channels"}
+AXES = {"kv": "kv heads", "group": "query heads", "ffn": "MLP channels"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class KeptTable:
 
 def kept_rows(figures: Mapping[str, Any]) -> KeptTable | None:
     """None where the figures have no layers."""
-    about, layers = figures.get("axes") or {}, figures.get("layers") or []
+    given, layers = figures.get("axes") or {}, figures.get("layers") or []
+    about = {axis: given[axis] for axis in (*AXES, *given) if axis in given}
     if not layers:
         return None
     head = [AXES.get(axis, axis) for axis in about] or ["the layer"]

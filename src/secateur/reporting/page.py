@@ -24,7 +24,8 @@ MARK = '<meta name="generator" content="secateur'
 class Comparison:
     table: Table
     plots: list[Plot]
-    missing: list[str]
+    missing: list[tuple[str, str]]
+    """What was not measured, and the command that would."""
 
 
 def html_report(records: Sequence[Record]) -> str:
@@ -61,10 +62,12 @@ def _comparison(candidates: Sequence[Candidate], records: Sequence[Record]) -> C
         for cell in cells:
             _add(plots, _against_time(candidates, protocol, cell))
     if not protocols:
-        missing.append("Quality: no text and window were measured on two of these models. Measure them all with one command each: "
-                       "`secateur eval MODEL --text TEXT`.")  # fmt: skip
+        missing.append((
+            "Quality: no two of these models were measured on the same text and window. Measure each of them so:",
+            "secateur eval MODEL --text held_out.txt",
+        ))  # fmt: skip
     if not cells:
-        missing.append("Speed: no two of these models were timed at the same shape. Time them: `secateur bench ORIGINAL MODEL`.")
+        missing.append(("Speed: no two of these models were timed at the same shape. Time each of them so:", "secateur bench ORIGINAL MODEL"))
     return Comparison(table=_table(candidates, protocols[:1], cells), plots=plots, missing=missing)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from secateur.reporting.svg import GLYPH, WIDE, Scale, dot, line, plot, text, tick_text
+from secateur.reporting.words import Number
 
 ROW, FOOT, MARGIN = 34.0, 40.0, 14.0
 
@@ -16,14 +17,14 @@ class Value:
     """`low` and `high`: the ends of its whisker. `told`: the value in words, with its unit."""
 
     label: str
-    value: float
-    low: float | None
-    high: float | None
+    value: Number
+    low: Number | None
+    high: Number | None
     told: str
     cls: str = "c0"
 
 
-def value_plot(values: Sequence[Value], *, unit: str, label: str, reference: float | None = None, named: str = "") -> Markup | None:
+def value_plot(values: Sequence[Value], *, unit: str, label: str, reference: Number | None = None, named: str = "") -> Markup | None:
     """None without a finite value. `reference`: a line across all rows, `named` at its foot."""
     known = [v for v in values if math.isfinite(v.value)]
     if not known:
@@ -36,7 +37,7 @@ def value_plot(values: Sequence[Value], *, unit: str, label: str, reference: flo
     parts = []
     for tick in scale.ticks(5):
         x = scale.at(tick)
-        parts += [line(x, 4, x, bottom, "grid"), text(x, bottom + 14, tick_text(tick), "muted", "middle")]
+        parts += [line(x, 4.0, x, bottom, "grid"), text(x, bottom + 14, tick_text(tick), "muted", "middle")]
     if reference is not None:
         parts.append(line(scale.at(reference), 4, scale.at(reference), bottom, "reference"))
     for number, value in enumerate(values):
@@ -45,9 +46,9 @@ def value_plot(values: Sequence[Value], *, unit: str, label: str, reference: flo
     return plot(bottom + FOOT, label, *parts, text(WIDE / 2, bottom + 31, foot, "muted", "middle", room=WIDE))
 
 
-def _row(value: Value, scale: Scale, top: float) -> list[Markup]:
+def _row(value: Value, scale: Scale, top: Number) -> list[Markup]:
     room = WIDE - len(value.told) * GLYPH - 12
-    parts = [text(0, top, value.label, "", room=room), text(WIDE, top, value.told, "strong", "end")]
+    parts = [text(0, top, value.label, "halo", room=room), text(WIDE, top, value.told, "strong halo", "end")]
     if not math.isfinite(value.value):
         return parts
     y, ends = top + 10, [value.low, value.high]

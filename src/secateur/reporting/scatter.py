@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from secateur.reporting.svg import WIDE, Scale, dot, line, path, plot, text, tick_text
+from secateur.reporting.words import Number
 
 LEFT, TOP, HIGH, FOOT = 46.0, 30.0, 250.0, 42.0
 END = WIDE - 14
@@ -20,11 +21,11 @@ class Point:
     """One model. Both quantities are better when less. `number`: as in the table beside the plot."""
 
     number: int
-    x: float
-    y: float
+    x: Number
+    y: Number
     told: str
-    x_ends: tuple[float, float] | None = None
-    y_ends: tuple[float, float] | None = None
+    x_ends: tuple[Number, Number] | None = None
+    y_ends: tuple[Number, Number] | None = None
     dense: bool = False
 
 
@@ -34,14 +35,14 @@ class Series:
 
     number: int
     name: str
-    points: Sequence[tuple[float, float, float, float]]
+    points: Sequence[tuple[Number, Number, Number, Number]]
     """x, y, least y, largest y."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
     name: str
-    spelled: Callable[[float], str] = tick_text
+    spelled: Callable[[Number], str] = tick_text
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -75,7 +76,7 @@ def pareto_plot(points: Sequence[Point], x: Axis, y: Axis) -> Markup | None:
     return plot(HIGH + FOOT, told, *parts)
 
 
-def line_plot(series: Sequence[Series], x: Axis, y: Axis, *, reference: float) -> Markup | None:
+def line_plot(series: Sequence[Series], x: Axis, y: Axis, *, reference: Number) -> Markup | None:
     """`reference`: a dashed line, of the original. None without a finite point."""
     lines = [(s, [p for p in s.points if all(map(math.isfinite, p))]) for s in series]
     known = [p for _, points in lines for p in points]
@@ -83,7 +84,7 @@ def line_plot(series: Sequence[Series], x: Axis, y: Axis, *, reference: float) -
         return None
     across, up = _scales([(p[0], p[1]) for p in known], [reference, *(e for p in known for e in p[1:])])
     parts = [*_frame(across, up, x, y), line(LEFT, up.at(reference), END, up.at(reference), "reference")]
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[Number, Number]] = []
     for s, points in lines:
         cls = f"c{(s.number - 1) % COLOURS} {'' if s.number <= COLOURS else 'dashed'}"
         steps = [(across.at(p[0]), up.at(p[1])) for p in points]
@@ -96,7 +97,7 @@ def line_plot(series: Sequence[Series], x: Axis, y: Axis, *, reference: float) -
     return plot(HIGH + FOOT, f"{y.name} against {x.name}, one line for each of {len(series)} methods.", *parts)
 
 
-def _scales(pairs: Sequence[tuple[float, float]], ys: Sequence[float]) -> tuple[Scale, Scale]:
+def _scales(pairs: Sequence[tuple[Number, Number]], ys: Sequence[Number]) -> tuple[Scale, Scale]:
     finite = [v for v in ys if math.isfinite(v) and v > 0]
     log = len(finite) == len(ys) and max(finite) / min(finite) >= LOGARITHMIC
     return Scale.over([pair[0] for pair in pairs], LEFT, END - 10), Scale.over(list(ys), HIGH, TOP, log=log)
@@ -113,11 +114,11 @@ def _frame(across: Scale, up: Scale, x: Axis, y: Axis) -> list[Markup]:
     return [*parts, text((LEFT + END) / 2, HIGH + 34, x.name, "muted", "middle", room=END - LEFT)]
 
 
-def _number(number: int, h: float, v: float, taken: list[tuple[float, float]]) -> Markup:
+def _number(number: int, h: Number, v: Number, taken: list[tuple[Number, Number]]) -> Markup:
     """A point's number, where it covers neither another number nor a point; beside the point if there is no such place."""
     around = [(12.0, -8.0), (-12.0, -8.0), (12.0, 10.0), (-12.0, 10.0), (0.0, -14.0), (0.0, 16.0), (22.0, 0.0), (-22.0, 0.0)]
     places = [(h + dx, v + dy) for dx, dy in around if LEFT + 6 < h + dx < WIDE - 7 and TOP - 6 < v + dy < HIGH - 4]
     free = [p for p in places if all(math.dist(p, other) > NEAR for other in taken if other != (h, v))]
     at = (free or places or [(h, v - 12)])[0]
     taken.append(at)
-    return text(at[0], at[1] + 4, str(number), "number", "middle")
+    return text(at[0], at[1] + 4, str(number), "number halo", "middle")

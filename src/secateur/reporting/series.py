@@ -35,7 +35,7 @@ class Generation:
 
 def compared(record: Record) -> Section:
     """Methods at ratios: a line each, and a table of means over seeds."""
-    facts = CompareFacts.of(record)
+    facts = CompareFacts.read(record)
     methods = list(dict.fromkeys(c.entry for c in facts.cells))
     ratios = sorted(dict.fromkeys(c.ratio for c in facts.cells))
     series = [Series(number=n, name=m, points=_points(facts, m, ratios)) for n, m in enumerate(methods, start=1)]
@@ -78,7 +78,7 @@ def _plot(image: Markup | None, caption: str) -> Plot | None:
 
 def studied(record: Record) -> Section:
     """Estimators of the gradient: a row each."""
-    facts = StudyFacts.of(record)
+    facts = StudyFacts.read(record)
     axes = list(dict.fromkeys(axis for row in facts.rows for axis in row.spearman))
     cells = list(dict.fromkeys((ratio, how) for row in facts.rows for ratio, by_how in row.perplexity.items() for how in by_how))
     rows = []
@@ -100,7 +100,7 @@ def studied(record: Record) -> Section:
 
 
 def generated(record: Record) -> Generation:
-    facts = GenerateFacts.of(record)
+    facts = GenerateFacts.read(record)
     name = next((m.name for m in record.models.values()), "a model")
     probed = next((m.probed for m in record.models.values() if m.probed), None)
     return Generation(

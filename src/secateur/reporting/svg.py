@@ -9,23 +9,26 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from secateur.reporting.words import Number
+
 WIDE = 358.0
 GLYPH = 6.3  # units that a glyph of a label takes at most, on average
 SMALL = 5.7
+EXTREME = 1e100  # values beyond which a scale does not follow
 HEAT = (  # cividis, which is read alike with and without colour vision; from few to all
     (0, 34, 78), (30, 58, 111), (66, 78, 108), (95, 99, 110), (125, 124, 120), (155, 148, 118), (188, 174, 108), (223, 202, 86),
     (254, 232, 56),
 )  # fmt: skip
 
 
-def plot(height: float, label: str, *parts: Markup, wide: float = WIDE) -> Markup:
+def plot(height: Number, label: str, *parts: Markup, wide: Number = WIDE) -> Markup:
     """A whole image. `label`: what it shows, for those who do not see it."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" xmlns="http://www.w3.org/2000/svg">{}</svg>').format(
         _n(wide), _n(height), label, Markup("").join(parts)
     )
 
 
-def text(x: float, y: float, body: str, cls: str = "", anchor: str = "start", room: float = 0.0) -> Markup:
+def text(x: Number, y: Number, body: str, cls: str = "", anchor: str = "start", room: Number = 0.0) -> Markup:
     """A label; of one that is longer than `room` the middle leaves, and the whole is its tooltip."""
     glyph = SMALL if "small" in cls else GLYPH
     shown = shorten(body, int(room / glyph)) if room else body
@@ -41,22 +44,22 @@ def shorten(body: str, most: int) -> str:
     return body[:head] + "…" + (body[-tail:] if tail else "")
 
 
-def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
+def line(x1: Number, y1: Number, x2: Number, y2: Number, cls: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(_n(x1), _n(y1), _n(x2), _n(y2), cls)
 
 
-def rect(x: float, y: float, w: float, h: float, cls: str = "", fill: str = "", title: str = "", radius: float = 0) -> Markup:
+def rect(x: Number, y: Number, w: Number, h: Number, cls: str = "", fill: str = "", title: str = "", radius: Number = 0) -> Markup:
     style = Markup(' style="fill:{}"').format(fill) if fill else Markup("")
     return Markup('<rect x="{}" y="{}" width="{}" height="{}" rx="{}" class="{}"{}>{}</rect>').format(
         _n(x), _n(y), _n(max(w, 0)), _n(max(h, 0)), _n(radius), cls, style, _title(title)
     )
 
 
-def dot(x: float, y: float, radius: float, cls: str, title: str = "") -> Markup:
+def dot(x: Number, y: Number, radius: Number, cls: str, title: str = "") -> Markup:
     return Markup('<circle cx="{}" cy="{}" r="{}" class="{}">{}</circle>').format(_n(x), _n(y), _n(radius), cls, _title(title))
 
 
-def path(points: Sequence[tuple[float, float]], cls: str) -> Markup:
+def path(points: Sequence[tuple[Number, Number]], cls: str) -> Markup:
     steps = " ".join(f"{'L' if number else 'M'}{_n(x)} {_n(y)}" for number, (x, y) in enumerate(points))
     return Markup('<path d="{}" class="{}"/>').format(steps, cls)
 
@@ -65,7 +68,7 @@ def group(parts: Sequence[Markup], title: str = "") -> Markup:
     return Markup("<g>{}{}</g>").format(_title(title), Markup("").join(parts))
 
 
-def heat(fraction: float) -> tuple[str, str]:
+def heat(fraction: Number) -> tuple[str, str]:
     """The colour of a fraction from 0 to 1, and black or white for what is written on it."""
     place = min(max(fraction, 0.0), 1.0) * (len(HEAT) - 1)
     at = min(int(place), len(HEAT) - 2)
@@ -79,16 +82,16 @@ def heat(fraction: float) -> tuple[str, str]:
 class Scale:
     """From values to places on the image, linear or logarithmic, with a few round ticks."""
 
-    low: float
-    high: float
-    start: float
-    end: float
+    low: Number
+    high: Number
+    start: Number
+    end: Number
     log: bool = False
 
     @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float, *, log: bool = False, zero: bool = False, most: int = 5) -> "Scale":
-        """A scale with room around the finite values. `zero`: it begins there. `most`: ticks."""
-        known = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
+    def over(cls, values: Sequence[Number], start: Number, end: Number, *, log: bool = False, zero: bool = False, most: int = 5) -> "Scale":
+        """A scale with room around the values. `zero`: it begins there. `most`: ticks."""
+        known = [v for v in values if abs(v) < EXTREME and (v > 1 / EXTREME or not log)] or [1.0]
         low, high = min(known), max(known)
         if log:
             pad = (high / low) ** 0.06 if high > low else 1.3
@@ -96,7 +99,7 @@ class Scale:
         pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         return cls(low=0.0 if zero and low >= 0 else low - pad, high=high + pad, start=start, end=end)
 
-    def at(self, value: float) -> float:
+    def at(self, value: Number) -> float:
         """Values beyond the ends are drawn at them."""
         if self.log:
             value, low, high = (math.log(max(v, 1e-300)) for v in (value, self.low, self.high))
@@ -105,10 +108,10 @@ class Scale:
         share = min(max((value - low) / (high - low), 0.0), 1.0)
         return self.start + share * (self.end - self.start)
 
-    def ticks(self, most: int = 5) -> list[float]:
-        return self._powers(most) if self.log and self.high / self.low > 12 else self._steps(most)
+    def ticks(self, most: int = 5) -> list[Number]:
+        return self._powers(most) if self.log and self.high / self.low > 4 else self._steps(most)
 
-    def _steps(self, most: int) -> list[float]:
+    def _steps(self, most: int) -> list[Number]:
         raw = (self.high - self.low) / max(most - 1, 1)
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
@@ -116,15 +119,15 @@ class Scale:
         found = [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
         return found[:: max(1, math.ceil(len(found) / most))]
 
-    def _powers(self, most: int) -> list[float]:
-        first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-        found = [10.0**n for n in range(first, last + 1)]
+    def _powers(self, most: int) -> list[Number]:
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        found = [10.0**n for n in range(first, last + 1) if self.low <= 10.0**n <= self.high]
         if len(found) < 3:
-            found = [v for n in range(first - 1, last + 1) for m in (1, 2, 5) if self.low <= (v := m * 10.0**n) <= self.high]
+            found = [v for n in range(first, last + 1) for m in (1, 2, 5) if self.low <= (v := m * 10.0**n) <= self.high]
         return found[:: max(1, math.ceil(len(found) / most))]
 
 
-def tick_text(value: float) -> str:
+def tick_text(value: Number) -> str:
     """`1,500`, `0.25`, `2M`, `1e-7`: as short as it can be."""
     if value == 0:
         return "0"
@@ -142,5 +145,5 @@ def _title(body: str) -> Markup:
     return Markup("<title>{}</title>").format(body) if body else Markup("")
 
 
-def _n(value: float) -> str:
+def _n(value: Number) -> str:
     return escape(f"{value:.2f}".rstrip("0").rstrip("."))

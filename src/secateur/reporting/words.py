@@ -2,10 +2,11 @@
 
 import math
 
+Number = int | float
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB")
 
 
-def count(value: float) -> str:
+def count(value: Number) -> str:
     """`512`, `26.5 K`, `6.62 M`, `1.35 B`: three digits."""
     for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(value) >= factor:
@@ -13,7 +14,7 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def digits(value: float) -> str:
+def digits(value: Number) -> str:
     """Three of them, or all before the point."""
     if not math.isfinite(value):
         return "infinite" if value > 0 else str(value)
@@ -25,7 +26,7 @@ def digits(value: float) -> str:
     return f"{value:,.{places}f}"
 
 
-def bytes_of(value: float) -> str:
+def bytes_of(value: Number) -> str:
     for unit in BYTE_UNITS:
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{digits(value)} {unit}"
@@ -33,7 +34,7 @@ def bytes_of(value: float) -> str:
     return f"{digits(value)} TiB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """`1.20 ms`, `0.41 s`, `35 s`, `4 min 10 s`, `2 h 05 min`."""
     if seconds < 0.1:
         return f"{digits(1000 * seconds)} ms"
@@ -43,16 +44,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def percent(ratio: float, places: int = 1) -> str:
+def percent(ratio: Number, places: int = 1) -> str:
     return f"{100 * ratio:.{places}f}%"
 
 
-def change(before: float, after: float) -> str:
+def change(before: Number, after: Number) -> str:
     """`-30.0%`, `+8.5%`; nothing where there is nothing to compare with."""
     return f"{after / before - 1:+.1%}".replace("-", "\u2212") if before and math.isfinite(after / before) else ""
 
 
-def plus_minus(value: float, stderr: float | None) -> str:
+def plus_minus(value: Number, stderr: Number | None) -> str:
     """`26.23 ± 0.41`: as many places as the error has, two of its digits."""
     if stderr is None or not math.isfinite(stderr) or stderr <= 0 or not math.isfinite(value):
         return f"{value:,.2f}" if math.isfinite(value) and 0.01 <= abs(value) < 1e6 else digits(value)
