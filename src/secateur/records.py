@@ -23,7 +23,9 @@ MODEL_RECORD = "secateur.json"
 SAMPLES, SAMPLE = 256, 4096  # places of a weight file that its identity reads, and bytes at each
 SILENT = ("resume", "force", "run_dir", "max_memory")
 """Settings that say how a command ran, not what it asked: the same command with others replaces its record."""
-ADVICE = "Give the directory or the `record.json` that a command named on its last line, or a model that `secateur prune` wrote."
+ADVICE = (
+    "Give the directory or the `record.json` that a command named on its last line, or a model that `secateur prune` wrote."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,9 @@ def _files(path: Path) -> list[Path]:
             return [path / name]
     found = sorted(path.glob(f"*/{RECORD}"))
     if not found:
-        raise UserError(f"{str(path)!r} holds no record: neither {RECORD}, nor {MODEL_RECORD}, nor a directory with one. {ADVICE}")
+        raise UserError(
+            f"{str(path)!r} holds no record: neither {RECORD}, nor {MODEL_RECORD}, nor a directory with one. {ADVICE}"
+        )
     return found
 
 

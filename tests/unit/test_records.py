@@ -53,7 +53,9 @@ def test_what_came_out_does_not_change_the_place(tmp_path: Path) -> None:
 
 def test_a_pruned_model_holds_its_record(tmp_path: Path) -> None:
     written = record()
-    (tmp_path / MODEL_RECORD).write_text(json.dumps({"stock": True, "plan": {}, "provenance": {**written.to_json(), "texts": {}}}))
+    (tmp_path / MODEL_RECORD).write_text(
+        json.dumps({"stock": True, "plan": {}, "provenance": {**written.to_json(), "texts": {}}})
+    )
     copy = written.leave(tmp_path / "runs")
     assert [same(found, written) for found in read_runs([tmp_path, copy])] == [True], "the same record twice is one"
     assert MODEL_RECORD == PLAN_RECORD
@@ -84,7 +86,11 @@ def test_what_is_no_record_is_refused(content: str, said: str, tmp_path: Path) -
 
 def test_a_place_without_a_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for given, said in ((tmp_path, "holds no record: neither record.json"), (tmp_path / "none", "there is no"), (tmp_path / "binary", "is not JSON")):
+    for given, said in (
+        (tmp_path, "holds no record: neither record.json"),
+        (tmp_path / "none", "there is no"),
+        (tmp_path / "binary", "is not JSON"),
+    ):
         with pytest.raises(UserError, match=f"{said}.*Give the directory or the `record.json` that a command named"):
             read_runs([given])
 

@@ -11,7 +11,8 @@ PARTS = ("model", "other", "others")
 
 
 def leave_record(
-    output: Output, verb: str, settings: Settings, result: Mapping[str, Any], *, run_dir: Path | None = None, directory: Path | None = None
+    output: Output, verb: str, settings: Settings, result: Mapping[str, Any], *, run_dir: Path | None = None,
+    directory: Path | None = None,
 ) -> None:  # fmt: skip
     """Write the record of a command under `run_dir`, or in a `directory` of the command's own, and say where."""
     from secateur.recipes.recording import leave

@@ -10,7 +10,9 @@ from secateur.cli.output import Output
 
 Runs = Annotated[
     list[Path],
-    Argument(metavar="RUN...", help="Run directories, their records, pruned models, or directories of runs.", show_default=False),
+    Argument(
+        metavar="RUN...", help="Run directories, their records, pruned models, or directories of runs.", show_default=False
+    ),
 ]
 Out = Annotated[Path, Option(help="HTML file to write.")]
 Force = Annotated[bool, Option("--force", help="Replace a file that is no report.")]

@@ -69,7 +69,8 @@ def demo(report: Reporter) -> DemoResult:
     found = DemoResult(
         out=result.out, report=str(OUT / "report.html"), ratio_reached=result.ratio_reached, parameters_before=result.parameters_before,
         parameters_after=result.parameters_after, perplexity_before=result.perplexity_before,
-        perplexity_after=result.perplexity_after, stock=result.stock, load=result.load, speed=times.speedup("prefill", "pruned", "model").median,
+        perplexity_after=result.perplexity_after, stock=result.stock, load=result.load,
+        speed=times.speedup("prefill", "pruned", "model").median,
         continuation_before=continuation(*before), continuation_after=continuation(*after),
         seconds=time.perf_counter() - start, peak_memory_bytes=result.peak_memory_bytes,
     )  # fmt: skip

@@ -15,14 +15,13 @@ from secateur.export.stock import Shape
 from secateur.families.unequal import unequal_config
 from secateur.gradients.estimator import KINDS
 from secateur.plan import Plan
-from secateur.records import Model, Record, identity
 from secateur.recipes.job import Job, plan_settings, written
 from secateur.recipes.result import PruneResult
+from secateur.records import Model, Record, identity
 from secateur.reporter import Reporter
 from secateur.reporting.card import Card, model_card
 from secateur.reporting.command import command, named, portable
 from secateur.runs import RunDirectory, environment
-from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Store, by_type, collect, disk_of, kinds_of, start_of
 from secateur.streaming.walk import LAYER, Walk
 from secateur.surgery.rebuild import Rebuild

@@ -8,39 +8,15 @@ from markupsafe import Markup
 
 from secateur.records import Record
 from secateur.reporting.candidates import Candidate, Quality
+from secateur.reporting.costs import cost_note, cost_table
 from secateur.reporting.distributions import distribution_plot, influence_plot
-from secateur.reporting.facts import BenchFacts, CostFacts, FigureFacts, PruneFacts, TimedCell
+from secateur.reporting.facts import FigureFacts, PruneFacts
 from secateur.reporting.heat_map import heat_map
 from secateur.reporting.kept import AXES
+from secateur.reporting.parts import Plot, Table, Tile
 from secateur.reporting.rows import Value, value_plot
-from secateur.reporting.words import Number, bytes_of, change, count, digits, duration, percent, plus_minus
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """A figure to be seen first. `before` may be empty."""
-
-    name: str
-    value: str
-    before: str = ""
-    change: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """`numeric`: how many columns from the right are numbers."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    image: Markup
-    caption: str
-    title: str = ""
+from secateur.reporting.speed import memory, not_faster, shape, speed_plots, timings
+from secateur.reporting.words import Number, bytes_of, change, count, duration, percent, plus_minus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +47,17 @@ class Article:
 
 def article(candidate: Candidate, records: Sequence[Record]) -> Article:
     facts, figures = candidate.facts, candidate.figures
-    speed = _speed(candidate, records)
     common = {
         "anchor": f"model-{candidate.number}", "candidate": candidate, "quality": _quality(candidate), "tasks": _tasks(candidate),
-        "speed": speed, "timings": _timings(candidate), "not_faster": _not_faster(candidate, records), "memory": _memory(candidate),
+        "speed": speed_plots(candidate, records), "timings": timings(candidate), "not_faster": not_faster(candidate, records),
+        "memory": memory(candidate),
         "bench_command": f"secateur bench {candidate.base.name if candidate.base else 'ORIGINAL'} {candidate.name}",
     }  # fmt: skip
     if facts is None or figures is None or candidate.pruned is None:
         return Article(lead="Measured, without a record of a pruning.", tiles=_tiles(candidate, None), **common)
     return Article(
-        lead=_lead(candidate, facts), tiles=_tiles(candidate, facts), heat=heat_map(figures), costs=_costs(figures),
-        cost_note=_cost_note(figures, facts), rise=_rise(facts), scores=_scores(figures), how=_how(candidate.pruned, facts),
+        lead=_lead(candidate, facts), tiles=_tiles(candidate, facts), heat=heat_map(figures), costs=cost_table(figures),
+        cost_note=cost_note(figures, facts), rise=_rise(facts), scores=_scores(figures), how=_how(candidate.pruned, facts),
         load=facts.load or "", notes=facts.notes, command=candidate.pruned.command, **common,
     )  # fmt: skip
 
@@ -90,7 +66,9 @@ def _lead(candidate: Candidate, facts: PruneFacts) -> str:
     removed = percent(facts.ratio_reached)
     text = f"{removed} of the parameters of all layers left {candidate.base.name if candidate.base else 'the original'}"
     told = f"{text}, chosen by {facts.method}"
-    return f"{told}; {facts.compensate} repaired what stays." if facts.compensate != "none" else f"{told}; nothing was repaired."
+    return (
+        f"{told}; {facts.compensate} repaired what stays." if facts.compensate != "none" else f"{told}; nothing was repaired."
+    )
 
 
 def _tiles(candidate: Candidate, facts: PruneFacts | None) -> list[Tile]:
@@ -107,11 +85,13 @@ def _tiles(candidate: Candidate, facts: PruneFacts | None) -> list[Tile]:
     elif candidate.parameters:
         tiles.append(Tile(name="Parameters", value=count(candidate.parameters)))
     if not facts and candidate.qualities:
-        tiles.append(Tile(name="Perplexity", value=plus_minus(candidate.qualities[0].perplexity, candidate.qualities[0].stderr)))
+        tiles.append(
+            Tile(name="Perplexity", value=plus_minus(candidate.qualities[0].perplexity, candidate.qualities[0].stderr))
+        )
     known = [t.cell for t in candidate.timings if t.cell.speedup is not None]
     if known:
         best = max(known, key=lambda cell: cell.batch * cell.seq_len)
-        tiles.append(Tile(name="Speed", value=f"{best.speedup:.2f}×", note=f"as fast as before: {_shape(best)}"))
+        tiles.append(Tile(name="Speed", value=f"{best.speedup:.2f}×", note=f"as fast as before: {shape(best)}"))
     else:
         tiles.append(Tile(name="Speed", value="not measured"))
     if facts:
@@ -135,7 +115,9 @@ def _quality(candidate: Candidate) -> list[Plot]:
     for quality in candidate.qualities:
         base = candidate.base.quality(quality.protocol) if candidate.base else None
         rows = [("before", base, "c1")] if base else []
-        values = [_value(name, one, cls) for name, one, cls in [*rows, ("after" if candidate.base else candidate.name, quality, "c0")]]
+        values = [
+            _value(name, one, cls) for name, one, cls in [*rows, ("after" if candidate.base else candidate.name, quality, "c0")]
+        ]
         label = "Perplexity " + ", ".join(f"{v.label} {v.told}" for v in values)
         image = value_plot(values, unit="perplexity, less is better", label=label)
         if image:
@@ -174,104 +156,6 @@ def _tasks(candidate: Candidate) -> Table | None:
     return Table(head=("task", "metric", "rows", "before", "after"), rows=rows, numeric=3)
 
 
-def _shape(cell: TimedCell) -> str:
-    return f"{cell.phase}, batch {cell.batch} × {cell.seq_len}"
-
-
-def _speed(candidate: Candidate, records: Sequence[Record]) -> list[Plot]:
-    """One plot for each record that timed the model against another."""
-    plots = []
-    for number in dict.fromkeys(t.bench for t in candidate.timings):
-        cells = [t.cell for t in candidate.timings if t.bench == number and t.cell.speedup is not None]
-        values = [
-            Value(label=_shape(c), value=c.speedup, low=c.speedup_least, high=c.speedup_most, told=f"{c.speedup:.2f}×",
-                  cls="c0" if c.speedup > 1 else "c2")
-            for c in cells if c.speedup is not None
-        ]  # fmt: skip
-        against = records[number].models.get("model")
-        name = against.name if against else "the first model"
-        image = value_plot(
-            values, unit="times as fast", label=f"Speed of {candidate.label} against {name}", reference=1.0, named=name
-        )  # fmt: skip
-        if image:
-            facts = BenchFacts.read(records[number])
-            runs = f"{facts.runs} paired runs" if facts.runs else "paired runs"
-            plots.append(Plot(image=image, caption=f"Median of {runs}; whiskers: least and most. {_place(records[number])}"))
-    return plots
-
-
-def _place(record: Record) -> str:
-    env = record.environment
-    threads = f", {env['threads']} thread{'s' if env['threads'] != 1 else ''}" if "threads" in env else ""
-    device = env.get("device", "cpu")
-    on = str(env.get("cpu", "")) if str(device).startswith("cpu") else str(device)
-    return f"Measured on {on or 'an unknown machine'}{threads}."
-
-
-def _timings(candidate: Candidate) -> Table | None:
-    rows = [
-        [
-            t.cell.phase, str(t.cell.batch), str(t.cell.seq_len), duration(t.cell.seconds),
-            f"{duration(t.cell.seconds_least)} to {duration(t.cell.seconds_most)}", digits(t.cell.tokens_per_second),
-            "" if t.cell.speedup is None else f"{t.cell.speedup:.2f}×",
-        ]
-        for t in candidate.timings
-    ]  # fmt: skip
-    head = ("phase", "batch", "tokens", "median", "least to most", "tokens/s", "speed")
-    return Table(head=head, rows=rows, numeric=6) if rows else None
-
-
-def _not_faster(candidate: Candidate, records: Sequence[Record]) -> list[str]:
-    found = []
-    for number in dict.fromkeys(t.bench for t in candidate.timings):
-        names = [part for part, model in records[number].models.items() if model.name == candidate.name and model.probed == candidate.probed]
-        found += [text for text in BenchFacts.read(records[number]).not_faster if any(text.startswith(f"{name} ") for name in names)]
-    return found
-
-
-def _memory(candidate: Candidate) -> list[str]:
-    told = []
-    for memory in candidate.memory:
-        before = next((m for m in candidate.base.memory if m.told == memory.told), None) if candidate.base else None
-        was = f"{bytes_of(before.peak)} before, " if before else ""
-        told.append(f"{was}{bytes_of(memory.peak)}{f' after ({change(before.peak, memory.peak)})' if before else ''}: {memory.told}.")
-    return told
-
-
-def _costs(figures: FigureFacts) -> Table | None:
-    """What left each layer: units, parameters, and what the scores make of it."""
-    dropped = [i for i, kept in enumerate(figures.layers) if kept is None]
-    share = any(c.share is not None for c in figures.costs)
-    loss = any(c.loss is not None for c in figures.costs)
-    rows = [_cost_row(c, share=share, loss=loss) for c in figures.costs]
-    blank = [""] * (share + loss)
-    rows += [[str(i), "the whole layer", "", f"{figures.layer_parameters:,}", *blank] for i in dropped]
-    if not rows:
-        return None
-    total = sum(c.parameters for c in figures.costs) + len(dropped) * figures.layer_parameters
-    losses = [c.loss for c in figures.costs if c.loss is not None]
-    rows.insert(0, ["all", "", "", f"{total:,}", *([""] if share else []), *([digits(sum(losses))] if loss else [])])
-    head = ["layer", "what", "left", "parameters", *(["score"] if share else []), *(["loss"] if loss else [])]
-    return Table(head=head, rows=rows, numeric=len(head) - 2)
-
-
-def _cost_row(cost: CostFacts, *, share: bool, loss: bool) -> list[str]:
-    row = [str(cost.layer), AXES.get(cost.axis, cost.axis), f"{cost.left:,} of {cost.of:,}", f"{cost.parameters:,}"]
-    row += ["" if cost.share is None else percent(cost.share, 2)] if share else []
-    return row + (["" if cost.loss is None else digits(cost.loss)] if loss else [])
-
-
-def _cost_note(figures: FigureFacts, facts: PruneFacts) -> str:
-    told = ["Parameters that left each layer."]
-    if any(c.share is not None for c in figures.costs):
-        told.append("Score: the share of the layer's scores that left with them.")
-    if any(c.loss is not None for c in figures.costs):
-        told.append("Loss: by how much the scores predict that the loss rises, in nats per token, if nothing else changes.")
-        if facts.loss_rise is not None:
-            told.append(f"Measured, all together and repaired: {plus_minus(facts.loss_rise, facts.loss_rise_stderr)}.")
-    return " ".join(told)
-
-
 def _scores(figures: FigureFacts) -> list[Plot]:
     plots = [
         Plot(
@@ -282,7 +166,11 @@ def _scores(figures: FigureFacts) -> list[Plot]:
     ]  # fmt: skip
     if figures.influence:
         dropped = [i for i, kept in enumerate(figures.layers) if kept is None]
-        plots.append(Plot(image=influence_plot(figures.influence, dropped), title="layers", caption="The layers of least influence left."))
+        plots.append(
+            Plot(
+                image=influence_plot(figures.influence, dropped), title="layers", caption="The layers of least influence left."
+            )
+        )
     return plots
 
 

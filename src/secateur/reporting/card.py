@@ -27,7 +27,8 @@ remains is a smaller, dense model{% if not r.stock %}, whose layers have sizes o
 | parameters | {{ "{:,}".format(r.parameters_before) }} | {{ "{:,}".format(r.parameters_after) }} |
 | bytes of weights | {{ "{:,}".format(r.bytes_before) }} | {{ "{:,}".format(r.bytes_after) }} |
 {%- if r.perplexity_before is not none %}
-| perplexity | {{ "%.3f"|format(r.perplexity_before) }}{{ error(r.perplexity_stderr_before) }} | {{ "%.3f"|format(r.perplexity_after) }}{{ error(r.perplexity_stderr_after) }} |
+| perplexity | {{ measured(r.perplexity_before, r.perplexity_stderr_before) }} | {# -#}
+  {{ measured(r.perplexity_after, r.perplexity_stderr_after) }} |
 {%- endif %}
 
 {% if r.evaluation %}Perplexity: {{ r.evaluation }}.
@@ -103,13 +104,13 @@ def model_card(card: Card, source: Path) -> str:
     return jinja.from_string(TEMPLATE).render(
         removed=removed, front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
         r=card.result, settings=settings, environment=card.environment, load=load, command=command(settings),
-        carries_code=library == "transformers" and not card.result["stock"], kept=kept_rows(card.figures), error=_error,
+        carries_code=library == "transformers" and not card.result["stock"], kept=kept_rows(card.figures), measured=_measured,
         duration=duration, bytes_of=bytes_of,
     )  # fmt: skip
 
 
-def _error(stderr: float | None) -> str:
-    return "" if stderr is None else f" ± {stderr:.3f}"
+def _measured(perplexity: float, stderr: float | None) -> str:
+    return f"{perplexity:.3f}" if stderr is None else f"{perplexity:.3f} ± {stderr:.3f}"
 
 
 def _carried(source: Path) -> dict[str, Any]:

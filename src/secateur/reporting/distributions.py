@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from secateur.reporting.facts import HistogramFacts, ScoreFacts
-from secateur.reporting.svg import WIDE, Scale, dot, group, line, plot, rect, text, tick_text
+from secateur.reporting.svg import WIDE, Scale, below, group, line, plot, rect, text, tick_text
 from secateur.reporting.words import Number
 
 GUTTER, HEAD, FOOT = 44.0, 22.0, 36.0
@@ -20,13 +20,17 @@ def distribution_plot(scores: ScoreFacts, name: str) -> Markup:
     parts = [text(0, HEAD - 8, "layer", "muted")]
     for tick in scale.ticks(5 if scores.scale == "log" else 4):
         x = scale.at(tick)
-        parts += [line(x, HEAD, x, bottom, "grid"), text(x, bottom + 14, tick_text(tick), "muted", "middle")]
+        parts += [line(x, HEAD, x, bottom, "grid"), below(x, bottom + 14, tick_text(tick))]
     for number, layer in enumerate(scores.layers):
         base = HEAD + (number + 1) * row
         parts.append(text(GUTTER - 10, base - 4, str(number), "muted", "end"))
         parts.append(line(GUTTER, base, end, base, "grid"))
-        parts += [text(GUTTER + 6, base - 5, "not scored", "muted")] if layer is None else _bars(layer, GUTTER, end, base, row - 4)
-    parts.append(text((GUTTER + end) / 2, bottom + 30, f"score{', logarithmic' if scores.scale == 'log' else ''}", "muted", "middle"))
+        parts += (
+            [text(GUTTER + 6, base - 5, "not scored", "muted")] if layer is None else _bars(layer, GUTTER, end, base, row - 4)
+        )
+    parts.append(
+        text((GUTTER + end) / 2, bottom + 30, f"score{', logarithmic' if scores.scale == 'log' else ''}", "muted", "middle")
+    )
     told = f"Histograms of the scores of {name} in {len(scores.layers)} layers, units that stayed over units that left."
     return plot(bottom + FOOT, told, *parts)
 
@@ -54,12 +58,11 @@ def influence_plot(influence: Sequence[Number], dropped: Sequence[int]) -> Marku
     parts = [text(0, HEAD - 8, "layer", "muted")]
     for tick in scale.ticks(4):
         x = scale.at(tick)
-        parts += [line(x, HEAD, x, bottom, "grid"), text(x, bottom + 14, tick_text(tick), "muted", "middle")]
+        parts += [line(x, HEAD, x, bottom, "grid"), below(x, bottom + 14, tick_text(tick))]
     for number, value in enumerate(influence):
         y, x = HEAD + (number + 0.5) * row, scale.at(value)
         cls = "left" if number in dropped else "kept"
         parts.append(text(GUTTER - 10, y + 4, str(number), "muted", "end"))
         parts.append(rect(scale.at(0.0), y - 5, x - scale.at(0.0), 10, cls, title=f"layer {number}: {value:.4g}"))
-        parts.append(dot(x, y, 3, cls))
     parts.append(text((GUTTER + end) / 2, bottom + 30, "influence of the layer", "muted", "middle"))
     return plot(bottom + FOOT, f"Influence of each of {len(influence)} layers; {len(dropped)} left.", *parts)

@@ -41,7 +41,10 @@ def _cell(
     colour, on = heat(stays / units)
     body = "stays" if axis not in figures.axes else f"{stays:,} of {units:,}"
     title = f"{body}: {stays / units:.1%} stays"
-    return [rect(x, y, wide, high, "cell", colour, title, radius=2), text(middle, line, body, f"{on} through", "middle", room=wide)]
+    return [
+        rect(x, y, wide, high, "cell", colour, title, radius=2),
+        text(middle, line, body, f"{on} through", "middle", room=wide),
+    ]
 
 
 def _legend(top: float) -> list[Markup]:

@@ -7,8 +7,10 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from secateur.records import Record
-from secateur.reporting.article import Plot, Table, article
+from secateur.reporting.article import article
 from secateur.reporting.candidates import Candidate, Gathered, Quality, shared_cells, shared_protocols
+from secateur.reporting.facts import TimedCell
+from secateur.reporting.parts import Plot, Table
 from secateur.reporting.scatter import Axis, Point, pareto_plot
 from secateur.reporting.series import compared, generated, studied
 from secateur.reporting.svg import tick_text
@@ -51,7 +53,9 @@ def _title(shown: Sequence[Candidate], records: Sequence[Record]) -> str:
         return shown[0].label
     if shown:
         return f"{len(shown)} models"
-    return f"{records[0].verb} of {next((m.name for m in records[0].models.values()), 'a model')}" if len(records) == 1 else "Runs"
+    return (
+        f"{records[0].verb} of {next((m.name for m in records[0].models.values()), 'a model')}" if len(records) == 1 else "Runs"
+    )
 
 
 def _comparison(candidates: Sequence[Candidate], records: Sequence[Record]) -> Comparison:
@@ -60,14 +64,19 @@ def _comparison(candidates: Sequence[Candidate], records: Sequence[Record]) -> C
     for protocol in protocols:
         _add(plots, _against_size(candidates, protocol))
         for cell in cells:
-            _add(plots, _against_time(candidates, protocol, cell))
+            _add(plots, _against_time(candidates, records, protocol, cell))
     if not protocols:
         missing.append((
             "Quality: no two of these models were measured on the same text and window. Measure each of them so:",
             "secateur eval MODEL --text held_out.txt",
         ))  # fmt: skip
     if not cells:
-        missing.append(("Speed: no two of these models were timed at the same shape. Time each of them so:", "secateur bench ORIGINAL MODEL"))
+        missing.append(
+            (
+                "Speed: no two of these models were timed at the same shape. Time each of them so:",
+                "secateur bench ORIGINAL MODEL",
+            )
+        )
     return Comparison(table=_table(candidates, protocols[:1], cells), plots=plots, missing=missing)
 
 
@@ -86,29 +95,54 @@ def _against_size(candidates: Sequence[Candidate], protocol: str) -> Plot | None
         Point(number=c.number, x=c.parameters, y=q.perplexity, told=_told(c, q), y_ends=q.ends, dense=c.dense)
         for c, q in _measured(candidates, protocol) if c.parameters
     ]  # fmt: skip
-    image = pareto_plot(points, Axis(name="parameters, fewer is smaller", spelled=tick_text), Axis(name="perplexity, less is better"))
+    image = pareto_plot(
+        points, Axis(name="parameters, fewer is smaller", spelled=tick_text), Axis(name="perplexity, less is better")
+    )
     caption = f"{protocol}. Bars: one standard error. Joined: models that no other is better than in both."
     return Plot(image=image, title="Quality against size", caption=caption) if image else None
 
 
-def _against_time(candidates: Sequence[Candidate], protocol: str, at: tuple[int, int, str]) -> Plot | None:
-    points, benches = [], set()
-    for c, q in _measured(candidates, protocol):
-        timing = c.timing(*at)
-        if timing is None:
-            continue
-        cell = timing.cell
-        benches.add(timing.bench)
-        points.append(Point(
-            number=c.number, x=1000 * cell.seconds, y=q.perplexity, told=f"{_told(c, q)}, {duration(cell.seconds)}",
-            x_ends=(1000 * cell.seconds_least, 1000 * cell.seconds_most), y_ends=q.ends, dense=c.dense,
-        ))  # fmt: skip
+def _against_time(
+    candidates: Sequence[Candidate], records: Sequence[Record], protocol: str, at: tuple[int, int, str]
+) -> Plot | None:
+    """In milliseconds; where several commands timed them, as shares of the time of the model that all were timed against."""
+    found = [(c, q, t.cell, t.bench) for c, q in _measured(candidates, protocol) if (t := c.timing(*at)) is not None]
+    benches = {bench for *_, bench in found}
+    shared = len({_reference(records[bench]) for bench in benches}) == 1
+    relative = len(benches) > 1 and shared
+    points = []
+    for c, q, cell, _ in found:
+        middle, least, most = (
+            _share(cell) if relative else (1000 * cell.seconds, 1000 * cell.seconds_least, 1000 * cell.seconds_most)
+        )
+        told = f"{_told(c, q)}, {_time(cell)}"
+        points.append(
+            Point(number=c.number, x=middle, y=q.perplexity, told=told, x_ends=(least, most), y_ends=q.ends, dense=c.dense)
+        )
     batch, seq_len, phase = at
-    name = f"ms of {phase}, batch {batch} × {seq_len} tokens"
+    name = f"{'share of the time' if relative else 'ms'} of {phase}, batch {batch} × {seq_len}"
     image = pareto_plot(points, Axis(name=name), Axis(name="perplexity, less is better"))
-    apart = " Timed by separate commands: small differences may be the machine's." if len(benches) > 1 else ""
-    caption = f"{protocol}. Time: median, bars from least to most.{apart}"
+    against = f" Time: as a share of {records[min(benches)].models['model'].name}'s, in paired runs." if relative else ""
+    apart = " Timed by separate commands: differences may be the machine's." if len(benches) > 1 and not shared else ""
+    caption = f"{protocol}.{against or ' Time: median, bars from least to most.'}{apart}"
     return Plot(image=image, title=f"Quality against latency, {phase}", caption=caption) if image else None
+
+
+def _reference(record: Record) -> str | None:
+    """The model that the others of a record were timed against; another for each record that does not say."""
+    model = record.models.get("model")
+    return (model.identity if model else None) or record.origin
+
+
+def _share(cell: TimedCell) -> tuple[float, float, float]:
+    """Median, least and most of the time over the reference's, which is 1 of itself."""
+    known = [cell.speedup, cell.speedup_most, cell.speedup_least]
+    middle, least, most = (1 / value if value else 1.0 for value in known)
+    return middle, least, most
+
+
+def _time(cell: TimedCell) -> str:
+    return duration(cell.seconds) + (f" ({cell.speedup:.2f}×)" if cell.speedup is not None else "")
 
 
 def _told(candidate: Candidate, quality: Quality) -> str:
@@ -125,7 +159,6 @@ def _table(candidates: Sequence[Candidate], protocols: Sequence[str], cells: Seq
         rows.append([
             str(c.number), c.label, c.method, count(c.parameters) if c.parameters else "", bytes_of(c.bytes) if c.bytes else "",
             *("" if q is None else plus_minus(q.perplexity, q.stderr) for q in qualities),
-            *("" if t is None else duration(t.cell.seconds) for t in timings),
+            *("" if t is None else _time(t.cell) for t in timings),
         ])  # fmt: skip
     return Table(head=head, rows=rows, numeric=len(head) - 3)
-

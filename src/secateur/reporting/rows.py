@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from secateur.reporting.svg import GLYPH, WIDE, Scale, dot, line, plot, text, tick_text
+from secateur.reporting.svg import GLYPH, WIDE, Scale, below, dot, line, plot, text, tick_text
 from secateur.reporting.words import Number
 
 ROW, FOOT, MARGIN = 34.0, 40.0, 14.0
@@ -24,7 +24,9 @@ class Value:
     cls: str = "c0"
 
 
-def value_plot(values: Sequence[Value], *, unit: str, label: str, reference: Number | None = None, named: str = "") -> Markup | None:
+def value_plot(
+    values: Sequence[Value], *, unit: str, label: str, reference: Number | None = None, named: str = ""
+) -> Markup | None:
     """None without a finite value. `reference`: a line across all rows, `named` at its foot."""
     known = [v for v in values if math.isfinite(v.value)]
     if not known:
@@ -37,7 +39,7 @@ def value_plot(values: Sequence[Value], *, unit: str, label: str, reference: Num
     parts = []
     for tick in scale.ticks(5):
         x = scale.at(tick)
-        parts += [line(x, 4.0, x, bottom, "grid"), text(x, bottom + 14, tick_text(tick), "muted", "middle")]
+        parts += [line(x, 4.0, x, bottom, "grid"), below(x, bottom + 14, tick_text(tick))]
     if reference is not None:
         parts.append(line(scale.at(reference), 4, scale.at(reference), bottom, "reference"))
     for number, value in enumerate(values):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from secateur.reporting.svg import WIDE, Scale, dot, line, path, plot, text, tick_text
+from secateur.reporting.svg import WIDE, Scale, below, dot, line, path, plot, text, tick_text
 from secateur.reporting.words import Number
 
 LEFT, TOP, HIGH, FOOT = 46.0, 30.0, 250.0, 42.0
@@ -58,7 +58,9 @@ def pareto_plot(points: Sequence[Point], x: Axis, y: Axis) -> Markup | None:
     known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     if len(known) < 2:
         return None
-    across, up = _scales([(e, p.y) for p in known for e in (p.x, *(p.x_ends or ()))], [e for p in known for e in (p.y, *(p.y_ends or ()))])
+    across, up = _scales(
+        [e for p in known for e in (p.x, *(p.x_ends or ()))], [e for p in known for e in (p.y, *(p.y_ends or ()))]
+    )  # fmt: skip
     best = front(known)
     steps = [(across.at(p.x), up.at(p.y)) for p in best]
     parts = [*_frame(across, up, x, y), path(steps, "front")]
@@ -82,7 +84,7 @@ def line_plot(series: Sequence[Series], x: Axis, y: Axis, *, reference: Number) 
     known = [p for _, points in lines for p in points]
     if not known:
         return None
-    across, up = _scales([(p[0], p[1]) for p in known], [reference, *(e for p in known for e in p[1:])])
+    across, up = _scales([p[0] for p in known], [reference, *(e for p in known for e in p[1:])])
     parts = [*_frame(across, up, x, y), line(LEFT, up.at(reference), END, up.at(reference), "reference")]
     taken: list[tuple[Number, Number]] = []
     for s, points in lines:
@@ -97,10 +99,10 @@ def line_plot(series: Sequence[Series], x: Axis, y: Axis, *, reference: Number) 
     return plot(HIGH + FOOT, f"{y.name} against {x.name}, one line for each of {len(series)} methods.", *parts)
 
 
-def _scales(pairs: Sequence[tuple[Number, Number]], ys: Sequence[Number]) -> tuple[Scale, Scale]:
+def _scales(xs: Sequence[Number], ys: Sequence[Number]) -> tuple[Scale, Scale]:
     finite = [v for v in ys if math.isfinite(v) and v > 0]
     log = len(finite) == len(ys) and max(finite) / min(finite) >= LOGARITHMIC
-    return Scale.over([pair[0] for pair in pairs], LEFT, END - 10), Scale.over(list(ys), HIGH, TOP, log=log)
+    return Scale.over(list(xs), LEFT, END - 10), Scale.over(list(ys), HIGH, TOP, log=log)
 
 
 def _frame(across: Scale, up: Scale, x: Axis, y: Axis) -> list[Markup]:
@@ -110,7 +112,7 @@ def _frame(across: Scale, up: Scale, x: Axis, y: Axis) -> list[Markup]:
         parts += [line(LEFT, v, END, v, "grid"), text(LEFT - 6, v + 4, y.spelled(tick), "muted", "end", room=LEFT - 6)]
     for tick in across.ticks(4):
         h = across.at(tick)
-        parts += [line(h, TOP, h, HIGH, "grid"), text(h, HIGH + 16, x.spelled(tick), "muted", "middle")]
+        parts += [line(h, TOP, h, HIGH, "grid"), below(h, HIGH + 16, x.spelled(tick))]
     return [*parts, text((LEFT + END) / 2, HIGH + 34, x.name, "muted", "middle", room=END - LEFT)]
 
 

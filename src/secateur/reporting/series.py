@@ -7,8 +7,8 @@ from statistics import mean
 from markupsafe import Markup
 
 from secateur.records import Record
-from secateur.reporting.article import Plot, Table
-from secateur.reporting.facts import CompareFacts, ComparedCell, GenerateFacts, StudyFacts
+from secateur.reporting.facts import ComparedCell, CompareFacts, GenerateFacts, StudyFacts
+from secateur.reporting.parts import Plot, Table
 from secateur.reporting.scatter import Axis, Series, line_plot
 from secateur.reporting.spread import spread
 from secateur.reporting.svg import tick_text
@@ -40,8 +40,8 @@ def compared(record: Record) -> Section:
     ratios = sorted(dict.fromkeys(c.ratio for c in facts.cells))
     series = [Series(number=n, name=m, points=_points(facts, m, ratios)) for n, m in enumerate(methods, start=1)]
     image = line_plot(
-        series, Axis(name="parameters of the layers that left", spelled=lambda v: f"{100 * v:g}%"), Axis(name="perplexity, less is better"),
-        reference=facts.perplexity_before,
+        series, Axis(name="parameters of the layers that left", spelled=lambda v: f"{100 * v:g}%"),
+        Axis(name="perplexity, less is better"), reference=facts.perplexity_before,
     )  # fmt: skip
     rows = [["", "dense", *(f"{facts.perplexity_before:.2f}" for _ in ratios)]]
     rows += [
@@ -80,7 +80,9 @@ def studied(record: Record) -> Section:
     """Estimators of the gradient: a row each."""
     facts = StudyFacts.read(record)
     axes = list(dict.fromkeys(axis for row in facts.rows for axis in row.spearman))
-    cells = list(dict.fromkeys((ratio, how) for row in facts.rows for ratio, by_how in row.perplexity.items() for how in by_how))
+    cells = list(
+        dict.fromkeys((ratio, how) for row in facts.rows for ratio, by_how in row.perplexity.items() for how in by_how)
+    )
     rows = []
     for method, gradient in dict.fromkeys((row.method, row.gradient) for row in facts.rows):
         same = [row for row in facts.rows if (row.method, row.gradient) == (method, gradient)]
@@ -91,7 +93,15 @@ def studied(record: Record) -> Section:
             *(spread([row.perplexity.get(ratio, {}).get(how) for row in same], 2) for ratio, how in cells),
             spread([row.seconds for row in same], 1), bytes_of(max(peaks)) if peaks else "-",
         ])  # fmt: skip
-    head = ["method", "gradient", *(f"Spearman, {a}" for a in axes), "cosine", *(f"{r} {h}" for r, h in cells), "seconds", "peak"]
+    head = [
+        "method",
+        "gradient",
+        *(f"Spearman, {a}" for a in axes),
+        "cosine",
+        *(f"{r} {h}" for r, h in cells),
+        "seconds",
+        "peak",
+    ]
     return Section(
         title=f"Gradients on {facts.model}",
         lead=f"The original's perplexity: {digits(facts.perplexity_before)}. {facts.evaluation}.",

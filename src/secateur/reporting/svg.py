@@ -36,6 +36,12 @@ def text(x: Number, y: Number, body: str, cls: str = "", anchor: str = "start", 
     return Markup('<text x="{}" y="{}" class="{}" text-anchor="{}">{}{}</text>').format(_n(x), _n(y), cls, anchor, title, shown)
 
 
+def below(x: Number, y: Number, body: str) -> Markup:
+    """A tick's label, under its tick as far as the image's edges let it."""
+    half = len(body) * GLYPH / 2
+    return text(min(max(x, half), WIDE - half), y, body, "muted", "middle")
+
+
 def shorten(body: str, most: int) -> str:
     if len(body) <= max(most, 1):
         return body
@@ -48,7 +54,9 @@ def line(x1: Number, y1: Number, x2: Number, y2: Number, cls: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(_n(x1), _n(y1), _n(x2), _n(y2), cls)
 
 
-def rect(x: Number, y: Number, w: Number, h: Number, cls: str = "", fill: str = "", title: str = "", radius: Number = 0) -> Markup:
+def rect(
+    x: Number, y: Number, w: Number, h: Number, cls: str = "", fill: str = "", title: str = "", radius: Number = 0
+) -> Markup:
     style = Markup(' style="fill:{}"').format(fill) if fill else Markup("")
     return Markup('<rect x="{}" y="{}" width="{}" height="{}" rx="{}" class="{}"{}>{}</rect>').format(
         _n(x), _n(y), _n(max(w, 0)), _n(max(h, 0)), _n(radius), cls, style, _title(title)
@@ -89,8 +97,8 @@ class Scale:
     log: bool = False
 
     @classmethod
-    def over(cls, values: Sequence[Number], start: Number, end: Number, *, log: bool = False, zero: bool = False, most: int = 5) -> "Scale":
-        """A scale with room around the values. `zero`: it begins there. `most`: ticks."""
+    def over(cls, values: Sequence[Number], start: Number, end: Number, *, log: bool = False, zero: bool = False) -> "Scale":
+        """A scale with room around the values. `zero`: it begins there."""
         known = [v for v in values if abs(v) < EXTREME and (v > 1 / EXTREME or not log)] or [1.0]
         low, high = min(known), max(known)
         if log:
@@ -112,12 +120,14 @@ class Scale:
         return self._powers(most) if self.log and self.high / self.low > 4 else self._steps(most)
 
     def _steps(self, most: int) -> list[Number]:
-        raw = (self.high - self.low) / max(most - 1, 1)
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
-        first = math.ceil(self.low / step - 1e-9)
-        found = [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
-        return found[:: max(1, math.ceil(len(found) / most))]
+        """Multiples of the smallest round step that gives no more than these."""
+        span = self.high - self.low
+        power = 10.0 ** math.floor(math.log10(span / most))
+        for step in (power * m for m in (1, 2, 2.5, 5, 10, 20, 25, 50)):
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            if last - first < most:
+                return [number * step for number in range(first, last + 1)]
+        return [self.low, self.high]
 
     def _powers(self, most: int) -> list[Number]:
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))

@@ -15,7 +15,9 @@ def write_report(page: str, out: Path, *, force: bool = False) -> int:
     if out.is_dir():
         raise UserError(f"--out {str(out)!r} is a directory. Give the name of a file, such as {str(out / 'report.html')!r}.")
     if out.exists() and not force and not _is_report(out):
-        raise UserError(f"--out {str(out)!r} exists and is no report of secateur. Give another --out, or --force to replace it.")
+        raise UserError(
+            f"--out {str(out)!r} exists and is no report of secateur. Give another --out, or --force to replace it."
+        )
     body = page.encode()
     part = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

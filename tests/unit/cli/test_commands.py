@@ -118,7 +118,9 @@ def test_flags_are_frozen() -> None:
 )
 def test_flags_settings_and_keywords_agree(command: Callable[..., None], settings: type[Settings], options: Any) -> None:
     given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model")}
-    given = {n: value for n, value in given.items() if command is prune or n not in ("tasks", "limit", "num_fewshot", "run_dir")}
+    given = {
+        n: value for n, value in given.items() if command is prune or n not in ("tasks", "limit", "num_fewshot", "run_dir")
+    }
     checked = settings(model="m", **({"ratio": 0.5, "dry_run": True} if settings is PruneSettings else {}), **{
         name: value for name, value in given.items() if name not in ("ratio", "dry_run")
     })  # fmt: skip
@@ -323,7 +325,11 @@ def test_bench_passes_every_option(recipe: Install) -> None:
     ("command", "settings"), [(generate, GenerateSettings), (bench, BenchSettings)], ids=["generate", "bench"]
 )
 def test_flags_and_settings_of_probing_agree(command: Callable[..., None], settings: type[Settings]) -> None:
-    given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model", "prompt", "run_dir")}
+    given = {
+        n: p.default
+        for n, p in inspect.signature(command).parameters.items()
+        if n not in ("json", "model", "prompt", "run_dir")
+    }
     assert given.keys() == settings.model_fields.keys() - {"model", "prompt"}
     needed: Any = {"prompt": "p"} if settings is GenerateSettings else {"dynamic": 0.4}
     assert settings(model="m", **{**given, **needed}) == settings(model="m", **needed)

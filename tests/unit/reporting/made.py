@@ -5,8 +5,18 @@ from typing import Any
 
 from secateur.records import Model, Record
 
-PROTOCOL = "256 consecutive non-overlapping windows of 128 tokens (32,768 in all), of held-out last fifth of stories.txt; no BOS"
-HARDWARE = {"cpu": "Abacus 3000", "device": "cpu", "threads": 1, "secateur": "1", "torch": "2", "transformers": "3", "python": "4"}
+PROTOCOL = (
+    "256 consecutive non-overlapping windows of 128 tokens (32,768 in all), of held-out last fifth of stories.txt; no BOS"
+)
+HARDWARE = {
+    "cpu": "Abacus 3000",
+    "device": "cpu",
+    "threads": 1,
+    "secateur": "1",
+    "torch": "2",
+    "transformers": "3",
+    "python": "4",
+}
 BINS = 24
 
 
@@ -47,17 +57,30 @@ def figures(layers: int, kept: int, axes: Sequence[str], dropped: Sequence[int])
 
 def scores(layers: int, scale: str = "log") -> dict[str, Any]:
     edges = [10.0 ** (-12 + n / 3) for n in range(BINS + 1)] if scale == "log" else [n - 12.5 for n in range(BINS + 1)]
-    bins = [{"kept": [n * k for k in range(BINS)], "left": list(range(BINS, 0, -1)), "quantiles": [1e-9] * 5} for n in range(1, layers)]
+    bins = [
+        {"kept": [n * k for k in range(BINS)], "left": list(range(BINS, 0, -1)), "quantiles": [1e-9] * 5}
+        for n in range(1, layers)
+    ]
     return {"scale": scale, "edges": edges, "layers": [None, *bins]}
 
 
 def evaluated(name: str, perplexity: float = 12.6, protocol: str = "all windows of 2,048", **changes: Any) -> Record:
-    result = {"perplexity": perplexity, "loss": 2.5, "stderr": 0.02, "protocol": protocol, "seconds": 3.0, "peak_memory_bytes": 2**29}
+    result = {
+        "perplexity": perplexity,
+        "loss": 2.5,
+        "stderr": 0.02,
+        "protocol": protocol,
+        "seconds": 3.0,
+        "peak_memory_bytes": 2**29,
+    }
     return record("eval", result | changes, {"model": Model(name=name, identity=f"of {name}")})
 
 
 def tasked(name: str, accuracy: float = 0.61) -> Record:
-    rows = [{"task": task, "metric": "acc", "value": accuracy, "stderr": 0.011, "shots": 0, "examples": 1838} for task in ("piqa", "boolq")]
+    rows = [
+        {"task": task, "metric": "acc", "value": accuracy, "stderr": 0.011, "shots": 0, "examples": 1838}
+        for task in ("piqa", "boolq")
+    ]
     return record("eval", {"tasks": rows, "seconds": 9.0}, {"model": Model(name=name, identity=f"of {name}")})
 
 
@@ -77,7 +100,9 @@ def timed(name: str, base: str = "base", speedup: float = 1.4, seconds: float = 
         "models": models, "cells": cells, "runs": 5, "new_tokens": 8, "peak_memory": "resident memory of a process for each model",
         "not_faster": [f"other is not faster in decode at batch 1 x 16: {speedup:.2f} times as fast"] if speedup <= 1 else [],
     }  # fmt: skip
-    return record("bench", result, {"model": Model(name=base, identity=f"of {base}"), "other": Model(name=name, identity=f"of {name}")})
+    return record(
+        "bench", result, {"model": Model(name=base, identity=f"of {base}"), "other": Model(name=name, identity=f"of {name}")}
+    )
 
 
 def _spread(name: str, value: float) -> dict[str, float]:
@@ -108,7 +133,12 @@ def generated(prompt: str = "Once upon a time", text: str = ", there was") -> Re
 
 
 def record(
-    verb: str, result: Mapping[str, Any], models: Mapping[str, Model], *, figures: Mapping[str, Any] | None = None, command: str = ""
+    verb: str,
+    result: Mapping[str, Any],
+    models: Mapping[str, Model],
+    *,
+    figures: Mapping[str, Any] | None = None,
+    command: str = "",
 ) -> Record:
     return Record(
         verb=verb, command=command or f"secateur {verb} x", settings={}, result=result, models=models, figures=figures or {},

@@ -55,7 +55,9 @@ def images(body: str) -> list[ET.Element]:
     return [ET.fromstring(found) for found in re.findall(r"<svg.*?</svg>", body, re.DOTALL)]
 
 
-@pytest.mark.parametrize("records", [made.everything(), [made.pruned()], [made.evaluated("m")], [made.compared()], [made.generated()], []])
+@pytest.mark.parametrize(
+    "records", [made.everything(), [made.pruned()], [made.evaluated("m")], [made.compared()], [made.generated()], []]
+)
 def test_the_page_needs_nothing_else(records: list[Record]) -> None:
     body = html_report(records)
     page = Page(body)
@@ -65,7 +67,9 @@ def test_the_page_needs_nothing_else(records: list[Record]) -> None:
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "img", "object", "embed"} == set()
     named = [attrs[name] for _, attrs in page.tags for name in ("href", "src", "srcset", "action", "data") if name in attrs]
     ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
-    assert all(value and value.startswith("#") and value[1:] in ids for value in named), "links lead to places on the page alone"
+    assert all(value and value.startswith("#") and value[1:] in ids for value in named), (
+        "links lead to places on the page alone"
+    )
     assert re.findall(r"url\(|@import", body) == []
     assert set(re.findall(r"https?://[^\"' <]*", body)) <= {"http://www.w3.org/2000/svg"}
 
@@ -91,7 +95,11 @@ def test_the_figures_of_a_pruned_model() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    words = told(made.pruned(perplexity_before=None, perplexity_after=None, perplexity_stderr_before=None, loss_rise=None, evaluation=None))
+    words = told(
+        made.pruned(
+            perplexity_before=None, perplexity_after=None, perplexity_stderr_before=None, loss_rise=None, evaluation=None
+        )
+    )
     assert "Quality was not measured. Measure it, and give the report that run as well: secateur eval smaller" in words
     assert "Speed was not measured. Measure it, and give the report that run as well: secateur bench base smaller" in words
     assert "nats per token more" not in words
@@ -101,7 +109,9 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_measurements_join_the_model_of_the_same_weights() -> None:
-    words = told(made.pruned(), made.evaluated("smaller"), made.evaluated("base", 9.9), made.tasked("smaller"), made.timed("smaller"))
+    words = told(
+        made.pruned(), made.evaluated("smaller"), made.evaluated("base", 9.9), made.tasked("smaller"), made.timed("smaller")
+    )
     assert "1 models" not in words and "Comparison" not in words
     assert "all windows of 2,048. Whiskers: one standard error" in words
     assert "12.60 ± 0.25" in words and "9.90 ± 0.20" in words
@@ -126,13 +136,21 @@ def test_a_slower_model_is_called_so() -> None:
 
 
 def test_several_models_become_a_comparison() -> None:
-    body = html_report([made.pruned("a", perplexity=12.0), made.pruned("b", kept=300, perplexity=11.0), made.timed("a"), made.timed("b")])
+    body = html_report(
+        [made.pruned("a", perplexity=12.0), made.pruned("b", kept=300, perplexity=11.0), made.timed("a"), made.timed("b")]
+    )
     words = Page(body).words
     assert "2 models" in words
-    assert "Quality against size" in words and "Quality against latency, prefill" in words and "Quality against latency, decode" in words
-    assert "Timed by separate commands" in words
+    assert (
+        "Quality against size" in words
+        and "Quality against latency, prefill" in words
+        and "Quality against latency, decode" in words
+    )
+    assert "Time: as a share of base's, in paired runs." in words, "two commands' seconds are not compared"
     labels = [image.get("aria-label") or "" for image in images(body)]
-    assert "perplexity, less is better against parameters, fewer is smaller of 3 models; on the front: 3, 1." in labels, "b beats a in both"
+    assert "perplexity, less is better against parameters, fewer is smaller of 3 models; on the front: 3, 1." in labels, (
+        "b beats a in both"
+    )
 
 
 HOSTILE = "<script>alert(1)</script>\"'&<b>"
