@@ -48,31 +48,35 @@ LOOK = r"""(page, view) => {
   };
   for (const e of page.body.querySelectorAll("*")) {
     const scrolls = e.closest(".scroll");
-    if (!scrolls && !e.closest("svg") && box(e).width && box(e).right > view.innerWidth + 0.5) found.outside.push(e.tagName + " " + name(e));
+    const shown = !scrolls && !e.closest("svg") && box(e).width;
+    if (shown && box(e).right > view.innerWidth + 0.5) found.outside.push(e.tagName + " " + name(e));
     const bare = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
     if (bare && !e.closest("svg") && box(e).width) {
       const style = view.getComputedStyle(e), ratio = contrast(style.color, behind(e));
       if (ratio < 4.5) found.faint.push([name(e), ratio]);
     }
-    if (bare && !scrolls && !e.closest("svg") && e.scrollWidth > e.clientWidth + 1 && e.clientWidth) found.clipped.push(e.tagName + " " + name(e));
+    if (bare && shown && e.clientWidth && e.scrollWidth > e.clientWidth + 1) found.clipped.push(e.tagName + " " + name(e));
   }
   for (const svg of page.querySelectorAll("svg")) {
     const frame = box(svg), unit = frame.width / svg.viewBox.baseVal.width;
     const ink = [...svg.querySelectorAll("rect, circle, path, line")].filter((s) => box(s).width + box(s).height > 0).length;
     found.plots.push({label: svg.getAttribute("aria-label"), width: frame.width, height: frame.height, ink});
+    const leaves = (b, by) => b.left < frame.left - by || b.right > frame.right + by || b.top < frame.top - by
+      || b.bottom > frame.bottom + by;
     const texts = [...svg.querySelectorAll("text")].map((t) => [t, box(t)]);
     texts.forEach(([t, b], at) => {
-      if (b.left < frame.left - 1 || b.right > frame.right + 1 || b.top < frame.top - 1 || b.bottom > frame.bottom + 1) found.escaped.push(name(t));
-      if (parseFloat(view.getComputedStyle(t).fontSize) * unit < 9.5) found.small.push(name(t));
-      if (!t.classList.contains("through") && contrast(view.getComputedStyle(t).fill, behind(svg)) < 4.5) found.faint.push([name(t), 0]);
+      const style = view.getComputedStyle(t);
+      if (leaves(b, 1)) found.escaped.push(name(t));
+      if (parseFloat(style.fontSize) * unit < 9.5) found.small.push(name(t));
+      if (!t.classList.contains("through") && contrast(style.fill, behind(svg)) < 4.5) found.faint.push([name(t), 0]);
       for (const [other, o] of texts.slice(at + 1)) {
-        const x = Math.min(b.right, o.right) - Math.max(b.left, o.left), y = Math.min(b.bottom, o.bottom) - Math.max(b.top, o.top);
+        const x = Math.min(b.right, o.right) - Math.max(b.left, o.left);
+        const y = Math.min(b.bottom, o.bottom) - Math.max(b.top, o.top);
         if (x > 1 && y > 3 * unit) found.touching.push([name(t), name(other)]);
       }
     });
     for (const s of svg.querySelectorAll("rect, circle, path, line")) {
-      const b = box(s);
-      if (b.left < frame.left - 2 || b.right > frame.right + 2 || b.top < frame.top - 2 || b.bottom > frame.bottom + 2) found.escaped.push(s.outerHTML.slice(0, 80));
+      if (leaves(box(s), 2)) found.escaped.push(s.outerHTML.slice(0, 80));
     }
   }
   return found;
@@ -104,6 +108,7 @@ def run(*arguments: str, directory: Path) -> str:
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     command = [
         chromium(), "--headless=new", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--disable-dev-shm-usage",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={directory / 'profile'}", "--window-size=1400,1000", *sandbox, *arguments,
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={directory / 'profile'}",
+        "--window-size=1400,1000", *sandbox, *arguments,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS).stdout

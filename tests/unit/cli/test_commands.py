@@ -43,7 +43,9 @@ FLAGS = {
         "--text", "--seq-len", "--max-tokens", "--bos", "--batch", "--allow-overlap", "--json", "--tasks", "--limit", "--num-fewshot",
         "--protocol", "--run-dir",
     },
-    "generate": (MACHINE - {"--max-memory"}) | PROBING | {"--prompt", "--max-new-tokens", "--seq-len", "--save-state", "--run-dir", "--json"},
+    "generate": (MACHINE - {"--max-memory"}) | PROBING | {
+        "--prompt", "--max-new-tokens", "--seq-len", "--save-state", "--run-dir", "--json",
+    },
     "bench": (MACHINE - {"--max-memory"}) | PROBING | {"--batch", "--seq-len", "--new-tokens", "--runs", "--run-dir", "--json"},
     "inspect": {"--trust-remote-code", "--json"},
     "ls": {"--json"},
