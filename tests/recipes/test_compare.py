@@ -186,7 +186,11 @@ def test_without_matplotlib_the_rest_is_written(model: Path, monkeypatch: pytest
     done = command("compare", str(model), **asked(model, methods="magnitude", seeds="0", ratios="0.2"))
     assert done.exit_code == 0, done.output
     assert "no plot.svg" in done.stderr and "secateur[plot]" in done.stderr
-    assert {path.name for path in (model.parent / "compared").iterdir() if path.is_file()} == {"results.json", "table.md", "record.json"}
+    assert {path.name for path in (model.parent / "compared").iterdir() if path.is_file()} == {
+        "results.json",
+        "table.md",
+        "record.json",
+    }
 
 
 def test_a_comparison_that_went_on_elsewhere_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

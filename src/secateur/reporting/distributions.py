@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from secateur.reporting.facts import HistogramFacts, ScoreFacts
-from secateur.reporting.svg import WIDE, Scale, below, group, line, plot, rect, text, tick_text
+from secateur.reporting.svg import WIDE, Scale, bars, below, group, line, plot, rect, text, tick_text
 from secateur.reporting.words import Number
 
 GUTTER, HEAD, FOOT = 44.0, 22.0, 36.0
@@ -42,12 +42,12 @@ def _scale(scores: ScoreFacts, end: Number) -> Scale:
 def _bars(layer: HistogramFacts, start: Number, end: Number, base: Number, high: Number) -> list[Markup]:
     fullest = max((k + g for k, g in zip(layer.kept, layer.left, strict=False)), default=0) or 1
     wide = (end - start) / max(len(layer.kept), 1)
-    bars = []
+    stayed, gone = [], []
     for number, (kept, left) in enumerate(zip(layer.kept, layer.left, strict=False)):
-        x, up, over = start + number * wide, kept / fullest * high, left / fullest * high
-        bars += [rect(x + 0.5, base - up, wide - 1, up, "kept")] if kept else []
-        bars += [rect(x + 0.5, base - up - over, wide - 1, over, "left")] if left else []
-    return [group(bars, f"{sum(layer.kept):,} stayed, {sum(layer.left):,} left")]
+        x, up, over = start + number * wide + 0.5, kept / fullest * high, left / fullest * high
+        stayed += [(x, base, wide - 1, up)] if kept else []
+        gone += [(x, base - up, wide - 1, over)] if left else []
+    return [group([bars(stayed, "kept"), bars(gone, "left")], f"{sum(layer.kept):,} stayed, {sum(layer.left):,} left")]
 
 
 def influence_plot(influence: Sequence[Number], dropped: Sequence[int]) -> Markup:

@@ -14,6 +14,7 @@ from secateur.reporting.words import Number
 WIDE = 358.0
 GLYPH = 6.3  # units that a glyph of a label takes at most, on average
 SMALL = 5.7
+BETWEEN = 0.1791  # luminance that black and white stand out against alike
 EXTREME = 1e100  # values beyond which a scale does not follow
 HEAT = (  # cividis, which is read alike with and without colour vision; from few to all
     (0, 34, 78), (30, 58, 111), (66, 78, 108), (95, 99, 110), (125, 124, 120), (155, 148, 118), (188, 174, 108), (223, 202, 86),
@@ -45,7 +46,7 @@ def below(x: Number, y: Number, body: str) -> Markup:
 def shorten(body: str, most: int) -> str:
     if len(body) <= max(most, 1):
         return body
-    head = max(most - 1, 1) * 2 // 3
+    head = max(most - 1, 0) * 2 // 3
     tail = max(most - 1 - head, 0)
     return body[:head] + "…" + (body[-tail:] if tail else "")
 
@@ -72,6 +73,12 @@ def path(points: Sequence[tuple[Number, Number]], cls: str) -> Markup:
     return Markup('<path d="{}" class="{}"/>').format(steps, cls)
 
 
+def bars(boxes: Sequence[tuple[Number, Number, Number, Number]], cls: str) -> Markup:
+    """Boxes of one colour (left, bottom, width, height) in one shape: a page may hold tens of thousands."""
+    steps = "".join(f"M{_n(x)} {_n(y)}v-{_n(high)}h{_n(wide)}v{_n(high)}z" for x, y, wide, high in boxes)
+    return Markup('<path d="{}" class="{}"/>').format(steps, cls) if boxes else Markup("")
+
+
 def group(parts: Sequence[Markup], title: str = "") -> Markup:
     return Markup("<g>{}{}</g>").format(_title(title), Markup("").join(parts))
 
@@ -83,7 +90,7 @@ def heat(fraction: Number) -> tuple[str, str]:
     mixed = [a + (b - a) * (place - at) for a, b in zip(HEAT[at], HEAT[at + 1], strict=True)]
     linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in mixed]
     light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return f"rgb({', '.join(str(round(c)) for c in mixed)})", "on-light" if light > 0.18 else "on-dark"
+    return f"rgb({', '.join(str(round(c)) for c in mixed)})", "on-light" if light > BETWEEN else "on-dark"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,13 @@ def test_the_page_needs_nothing_else(records: list[Record]) -> None:
     assert set(re.findall(r"https?://[^\"' <]*", body)) <= {"http://www.w3.org/2000/svg"}
 
 
+@pytest.mark.parametrize(
+    "records", [[made.pruned(layers=126)], [made.pruned(f"m{n}", kept=300 + n, layers=32) for n in range(12)]]
+)
+def test_a_large_report_is_not_too_large(records: list[Record]) -> None:
+    assert len(html_report(records).encode()) < 2_000_000
+
+
 def test_every_plot_is_labelled_and_well_formed() -> None:
     found = images(html_report(made.everything()))
     assert len(found) > 20
