@@ -121,7 +121,8 @@ def test_commands_and_paths() -> None:
     })  # fmt: skip
     assert settings["other"] == ["a b", "org/name"] and "run_dir" not in settings
     assert command(settings, "bench") == (
-        "secateur bench base 'a b' org/name --tasks piqa,mine=rows.jsonl --out smaller --prompt one 
+        "secateur bench base 'a b' org/name --tasks piqa,mine=rows.jsonl --out smaller "
+        "--prompt one --prompt 'two'\"'\"'s' --seed 0 --paper"
     )
     assert portable({"models": [{"model": "other", "path": "/home/me/base"}]}) == {
         "models": [{"model": "other", "path": "base"}]
