@@ -1,5 +1,6 @@
 """Every command leaves its record, and the report of them says what they said."""
 
+import html
 import json
 import math
 import re
@@ -129,7 +130,7 @@ def test_the_others_leave_theirs_where_they_ran(checkpoint: Make, tmp_path: Path
     answer, _ = run("report", out, ".secateur", out=tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert answer == {"report": str(tmp_path / "r.html"), "bytes": len(page.encode()), "runs": 4}
-    assert again["perplexity"] == scored["perplexity"] and scored["protocol"] in page
+    assert again["perplexity"] == scored["perplexity"] and html.escape(scored["protocol"]) in page
     assert f">{plus_minus(scored['perplexity'], scored['perplexity'] * scored['stderr'])}<" in page
     assert page.count("was not measured") == 0, "the measurements are those of this model"
     assert f"{timed['cells'][1]['speedup']:.2f}×" in page

@@ -153,8 +153,8 @@ def tick_text(value: Number) -> str:
         if factor <= size < 1e13:
             return f"{value / factor:.4g}{unit}"
     if size >= 1e13 or size < 1e-3:
-        mantissa, _, power = f"{value:.1e}".partition("e")
-        return f"{mantissa.removesuffix('.0')}e{int(power)}"
+        mantissa, _, power = f"{value:.2e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{value:,.4g}" if size < 1e4 else f"{value:,.0f}"
 
 
