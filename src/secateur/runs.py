@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,3 +90,22 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return {"python": platform.python_version(), "system": platform.platform(), "cpus": os.cpu_count(), **found}
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What seconds were measured on. Asks torch where it is loaded: who has run a model has loaded it."""
+    found: dict[str, Any] = {"cpu": _cpu(), "device": device}
+    if torch := sys.modules.get("torch"):
+        on_cuda = device.startswith("cuda") and torch.cuda.is_available()
+        name = torch.cuda.get_device_name(device) if on_cuda else device
+        found |= {"threads": torch.get_num_threads(), "device": name}
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -9,6 +9,14 @@ import pytest
 from tests.recipes.tiny_checkpoint import tiny_checkpoint
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of the test's own: commands leave their records in it."""
+    directory = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(directory)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The same checkpoint is made once in a session."""

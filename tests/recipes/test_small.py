@@ -117,9 +117,9 @@ def test_it_is_timed(small: Path) -> None:
     found = result(
         "bench", str(default_model()), str(small), small=small, batch="4", seq_len="64", new_tokens=2, runs=1, samples=2
     )  # fmt: skip
-    assert [row["model"] for row in found["models"]] == ["default_model", "out", "dynamic"]
+    assert [row["model"] for row in found["models"]] == ["model", "out", "dynamic"]
     assert all(row["peak_memory_bytes"] > 0 for row in found["models"])
-    assert {cell["model"] for cell in found["cells"]} == {"default_model", "out", "dynamic"}
+    assert {cell["model"] for cell in found["cells"]} == {"model", "out", "dynamic"}
     assert found["small"] == str(small)
 
 

@@ -13,6 +13,7 @@ from secateur.cli.generate import generate
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.prune import prune
+from secateur.cli.report import report
 from secateur.cli.study import app as study
 from secateur.streaming.heap import steady_heap
 from secateur.version import __version__
@@ -33,6 +34,7 @@ app.command("demo")(demo)
 app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("bench")(bench)
+app.command("report")(report)
 app.add_typer(study, name="study")
 
 

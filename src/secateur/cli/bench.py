@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from secateur.cli.options import Device, Dtype, Json, Model, TrustRemoteCode
+from secateur.cli.options import Device, Dtype, Json, Model, RunDir, TrustRemoteCode
 from secateur.cli.output import Output
 from secateur.cli.probing import Attention, Calibration, Dynamic, Griffin, Memory, Paper, Rechoose, Samples, Seed, Small, State
+from secateur.cli.recording import leave_record
 
 Others = Annotated[list[str] | None, Argument(metavar="OTHER", help="Checkpoints to compare it with.", show_default=False)]
 Batch = Annotated[str, Option(help="Numbers of sequences.")]
@@ -39,11 +40,12 @@ def bench(
     device: Device = "cpu",
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    run_dir: RunDir = None,
     json: Json = False,
 ) -> None:
     """Time a model on random tokens; in turns with others, or with itself pruned anew for each batch, where these are given."""
     options = {**locals()}
-    del options["json"]
+    del options["json"], options["run_dir"]
     with Output(json) as output:
         from secateur.dynamic_settings import BenchSettings
 
@@ -51,6 +53,7 @@ def bench(
         from secateur.recipes.bench import bench as run
 
         found = run(settings, output.reporter).to_json()
+        leave_record(output, "bench", settings, found, run_dir=run_dir)
         output.show("Benchmark", found if json else _shown(found))
 
 

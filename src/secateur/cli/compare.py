@@ -8,6 +8,7 @@ from typer import Option
 
 from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, Model
 from secateur.cli.output import Output
+from secateur.cli.recording import leave_record
 
 Methods = Annotated[
     str, Option(help="Separated by spaces, each as `prune` takes it or with its own choices: flap[compensate=bias].")
@@ -51,6 +52,7 @@ def compare(
         from secateur.recipes.compare import compare as run
 
         found = run(settings, output.reporter).to_json()
+        leave_record(output, "compare", settings, found, directory=out)
         files = {"results.json": dumps(found, indent=2) + "\n", "table.md": compare_table(found)}
         files |= {"plot.svg": compare_plot(found)} if drawn else {}
         for name, text in files.items():

@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, MaxMemory, Model, TrustRemoteCode
+from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, MaxMemory, Model, RunDir, TrustRemoteCode
 from secateur.cli.output import Output
 from secateur.cli.probing import PROBING, Attention, Calibration, Dynamic, Griffin, Memory, Paper, Samples, Seed, Small, State
+from secateur.cli.recording import leave_record
 
 TASKS = "Tasks"
 
@@ -64,6 +65,7 @@ def evaluate(
     device: Device = "cpu",
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    run_dir: RunDir = None,
     json: Json = False,
 ) -> None:
     """Measure a model's perplexity, one layer in memory at a time; with --dynamic or --small, whole and pruned anew for each batch.
@@ -71,7 +73,7 @@ def evaluate(
     With --tasks, how it does on tasks of lm-eval: whole, as it is or with one of these.
     """
     options = {**locals()}  # the parameters, before anything else has a name here
-    del options["json"]
+    del options["json"], options["run_dir"]
     with Output(json) as output:
         from secateur.task_settings import TaskSettings, settings_of
 
@@ -80,6 +82,7 @@ def evaluate(
             from secateur.recipes.evaluate_tasks import evaluate_tasks
 
             scored = evaluate_tasks(settings, output.reporter)
+            leave_record(output, "eval", settings, scored.table(), run_dir=run_dir)
             output.show("Tasks", scored.to_json() if json else scored.table())
             return
         if not settings.probes:
@@ -90,4 +93,5 @@ def evaluate(
             from secateur.recipes.evaluate_probed import evaluate_probed
 
             found = evaluate_probed(settings, output.reporter)
+        leave_record(output, "eval", settings, found.to_json(), run_dir=run_dir)
         output.show("Perplexity", found.to_json())

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from secateur.cli.options import DATA, Device, Dtype, Json, Model, TrustRemoteCode
+from secateur.cli.options import DATA, Device, Dtype, Json, Model, RunDir, TrustRemoteCode
 from secateur.cli.output import Output
 from secateur.cli.probing import (
     PROBING,
@@ -22,6 +22,7 @@ from secateur.cli.probing import (
     Small,
     State,
 )
+from secateur.cli.recording import leave_record
 
 Prompt = Annotated[list[str], Option("--prompt", help="Text to continue; may be given several times.", show_default=False)]
 MaxNewTokens = Annotated[int, Option(help="Tokens to add to each prompt at most.")]
@@ -49,11 +50,12 @@ def generate(
     device: Device = "cpu",
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    run_dir: RunDir = None,
     json: Json = False,
 ) -> None:
     """Continue prompts greedily, by a model or by what a batch of them needs of it."""
     options = {**locals()}
-    del options["json"]
+    del options["json"], options["run_dir"]
     with Output(json) as output:
         from secateur.dynamic_settings import GenerateSettings
 
@@ -61,6 +63,7 @@ def generate(
         from secateur.recipes.generate import generate as run
 
         found = run(settings, output.reporter).to_json()
+        leave_record(output, "generate", settings, found, run_dir=run_dir)
         if json:
             output.show("Generated", found)
             return

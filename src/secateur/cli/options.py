@@ -1,5 +1,6 @@
 """Options that several subcommands share."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
@@ -19,5 +20,9 @@ Dtype = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool, Option("--trust-remote-code", help="Run code that the checkpoint brings with it.", rich_help_panel=MACHINE)
+]
+RunDir = Annotated[
+    Path | None,
+    Option(help="Directory for the record of this run. [default: .secateur]", rich_help_panel="Run"),
 ]
 Json = Annotated[bool, Option("--json", help="Print one JSON object on stdout and nothing else.")]

@@ -9,6 +9,7 @@ from typer import Option
 
 from secateur.cli.options import DATA, TEXT, AllowOverlap, Device, Dtype, Json, Model
 from secateur.cli.output import Output
+from secateur.cli.recording import leave_record
 
 app = typer.Typer(help="Measure what the parts of a method are worth on a model.", no_args_is_help=True)
 
@@ -54,6 +55,7 @@ def gradients(
         from secateur.recipes.study import study
 
         found = study(settings, output.reporter).to_json()
+        leave_record(output, "study gradients", settings, found, directory=out)
         (out / "results.json").write_text(dumps(found, indent=2) + "\n")
         (out / "table.md").write_text(study_table(found))
         summary = {

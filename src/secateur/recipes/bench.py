@@ -16,16 +16,15 @@ from secateur.errors import UserError
 from secateur.evaluation.flops import Work, count_work
 from secateur.evaluation.speed import Cell, Spread, Times, compare_speed
 from secateur.recipes.bench_memory import measure_peak, open_whole
-from secateur.recipes.cells import hardware
 from secateur.recipes.dynamic import Dynamic, Whole, draw, kept, read_state, restore
 from secateur.recipes.rounding import advise
 from secateur.reporter import Reporter
-from secateur.runs import environment
+from secateur.runs import environment, hardware
 from secateur.runtime.refitted import Refitted
 
 CALIBRATED = 128  # tokens of a calibration sequence
 ENOUGH = 3.0  # seconds of runs of one shape, after which no more than were asked for are needed
-PROBED = "dynamic"  # the name of the first model probed
+BASE, PROBED = "model", "dynamic"  # names of the first model, and of it probed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class BenchResult:
 
 def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
     """Time the models. Raises `UserError` for one that cannot be used, or a length that one does not have."""
-    names = _names([settings.model, *settings.others])
+    names = [BASE, *_names(settings.others)]
     paths = dict(zip(names, [settings.model, *settings.others], strict=True))
     opened = {name: open_whole(settings, path) for name, path in paths.items()}
     for whole in opened.values():
@@ -96,7 +95,7 @@ def _names(paths: Sequence[str]) -> list[str]:
     found: list[str] = []
     for path in paths:
         name = Path(path).name or Path(path).resolve().name
-        taken = sum(other.partition(" #")[0] == name for other in [*found, PROBED])
+        taken = sum(other.partition(" #")[0] == name for other in [*found, BASE, PROBED])
         found.append(f"{name} #{taken + 1}" if taken else name)
     return found
 
@@ -171,7 +170,9 @@ def _rows(times: Times, work: dict[str, Work], new_tokens: int) -> Iterator[dict
     for phase, tokens in (("prefill", batch * seq_len), ("decode", batch * new_tokens)):
         for name, runs in getattr(times, phase).items():
             row: dict[str, Any] = {"batch": batch, "seq_len": seq_len, "phase": phase, "model": name, "runs": len(runs)}
-            row |= _named("seconds", Spread.of(runs)) | _named("tokens_per_second", Spread.of([tokens / s for s in runs]))
+            took = Spread.of(runs)
+            row |= _named("seconds", took)
+            row |= _named("tokens_per_second", Spread(tokens / took.median, tokens / took.most, tokens / took.least))
             flops = getattr(work[name], phase)
             row |= {"flops": flops, "flops_per_second": flops / row["seconds"]}
             yield row | ({} if name == base else _named("speedup", times.speedup(phase, name, base)))

@@ -1,11 +1,8 @@
 """Many prunings of one model, each remembered as soon as it is done: what studies and comparisons are made of."""
 
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from secateur.errors import UserError
 from secateur.recipes.job import Job
@@ -49,18 +46,3 @@ def remembered(run: RunDirectory, key: str, find: Callable[[], dict[str, Any]]) 
     found = find()
     run.remember(key, found)
     return run.recall(key) or found  # as a second call finds it, to the order of its names
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """What the seconds were measured on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return {"cpu": _cpu(), "threads": torch.get_num_threads(), "device": name}
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

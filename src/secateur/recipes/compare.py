@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from secateur.errors import UserError
-from secateur.recipes.cells import cells_of, hardware, make_out, pruning, remembered
+from secateur.recipes.cells import cells_of, make_out, pruning, remembered
 from secateur.recipes.job import Job, prepare
 from secateur.recipes.prune import prune
 from secateur.recipes.result import PruneResult
 from secateur.recipes.texts import Texts, open_texts
 from secateur.reporter import Batch, Reporter
-from secateur.reporting.card import command, portable
-from secateur.runs import RunDirectory, environment
+from secateur.reporting.command import command, portable
+from secateur.runs import RunDirectory, environment, hardware
 from secateur.settings import PruneSettings
 from secateur.studies import CompareSettings, parse_entry
 

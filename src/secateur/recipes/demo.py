@@ -5,20 +5,25 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 from secateur.calibration.stdlib import fingerprint
+from secateur.evaluation.speed import Cell, Spread, Times, compare_speed
 from secateur.recipes.prune import PruneResult, prune
+from secateur.recipes.recording import RUNS, leave
+from secateur.records import Model, Record, identity, read_runs
 from secateur.reporter import Reporter
+from secateur.reporting.command import portable
+from secateur.reporting.page import html_report
+from secateur.reporting.writing import write_report
 from secateur.settings import PruneSettings
 
 OUT = Path("secateur-demo")
 RATIO = 0.3
 PROMPT = "import os\n\n\ndef "
-ROUNDS, LENGTH = 7, 256
+ROUNDS, LENGTH = 6, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,8 @@ class DemoResult:
     """`speed` is the original's time over the pruned model's for one forward pass: the median of paired rounds."""
 
     out: str
+    report: str
+    """The page that shows all of it."""
     ratio_reached: float
     parameters_before: int
     parameters_after: int
@@ -60,13 +67,25 @@ def demo(report: Reporter) -> DemoResult:
     assert isinstance(result, PruneResult)
     report.say("loading both with transformers, to compare what they say and how fast")
     before, after = load(model), load(OUT / "pruned")
-    return DemoResult(
-        out=result.out, ratio_reached=result.ratio_reached, parameters_before=result.parameters_before,
+    times = compare(before[0], after[0])
+    found = DemoResult(
+        out=result.out, report=str(OUT / "report.html"), ratio_reached=result.ratio_reached, parameters_before=result.parameters_before,
         parameters_after=result.parameters_after, perplexity_before=result.perplexity_before,
-        perplexity_after=result.perplexity_after, stock=result.stock, load=result.load, speed=compare(before[0], after[0]),
+        perplexity_after=result.perplexity_after, stock=result.stock, load=result.load,
+        speed=times.speedup("prefill", "pruned", "model").median,
         continuation_before=continuation(*before), continuation_after=continuation(*after),
         seconds=time.perf_counter() - start, peak_memory_bytes=result.peak_memory_bytes,
     )  # fmt: skip
+    timed = {"models": [{"model": "model"}, {"model": "pruned"}], "cells": rows(times), "runs": ROUNDS}
+    record = Record.now(
+        "demo", command="secateur demo", settings={}, result=portable(found.to_json()) | timed,
+        models={
+            "model": Model(name=model.name, identity=identity(model)), "pruned": Model(name="pruned", identity=identity(OUT / "pruned"))
+        },
+    )  # fmt: skip
+    leave(record, OUT / RUNS, report)
+    write_report(html_report([*read_runs([OUT / "pruned"]), record]), OUT / "report.html", force=True)
+    return found
 
 
 def warn_of_other_text(model: Path, report: Reporter) -> None:
@@ -92,15 +111,20 @@ def continuation(model: Any, tokenizer: Any) -> str:
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
-@torch.no_grad()
-def compare(before: Any, after: Any) -> float:
-    ids = torch.arange(LENGTH)[None] % before.config.vocab_size
-    ratios = []
-    for _ in range(ROUNDS):
-        spent = []
-        for model in (before, after):
-            start = time.perf_counter()
-            model(ids, use_cache=False)
-            spent.append(time.perf_counter() - start)
-        ratios.append(spent[0] / spent[1])
-    return median(ratios[1:])
+def compare(before: Any, after: Any) -> Times:
+    """One forward pass of each, in turns."""
+    models = {"model": before, "pruned": after}
+    return compare_speed(models, Cell(1, LENGTH), vocab=before.config.vocab_size, runs=ROUNDS, new_tokens=0, seed=0)
+
+
+def rows(times: Times) -> list[dict[str, Any]]:
+    """As `recipes.bench` has them."""
+    found = []
+    for name, runs in times.prefill.items():
+        spreads = {"seconds": Spread.of(runs), "tokens_per_second": Spread.of([LENGTH / s for s in runs])}
+        spreads |= {"speedup": times.speedup("prefill", name, "model")} if name != "model" else {}
+        row: dict[str, Any] = {"batch": 1, "seq_len": LENGTH, "phase": "prefill", "model": name}
+        for what, spread in spreads.items():
+            row |= {what: spread.median, f"{what}_least": spread.least, f"{what}_most": spread.most}
+        found.append(row)
+    return found

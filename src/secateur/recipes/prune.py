@@ -9,11 +9,14 @@ from secateur.export.huggingface import published
 from secateur.export.stock import shape_of
 from secateur.recipes.depth import left_whole
 from secateur.recipes.differentiate import differentiate
+from secateur.recipes.figures import figures
 from secateur.recipes.forecast import Forecast, forecast
 from secateur.recipes.job import Job, prepare
+from secateur.recipes.quality import before_and_after, loss_of
+from secateur.recipes.recording import leave
 from secateur.recipes.refit import refit
 from secateur.recipes.result import PruneResult
-from secateur.recipes.steps import choose_layers, choose_plan, finish, gather, operate, perplexity, scores_of
+from secateur.recipes.steps import choose_layers, choose_plan, finish, gather, operate, scores_of
 from secateur.recipes.texts import Texts
 from secateur.recipes.trials import trials_of
 from secateur.reporter import Reporter
@@ -47,27 +50,27 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
         store = gather(job, run, report)
         gradients, gradient = differentiate(job, run, report)
     if job.leaving:
-        plan = choose_layers(job, store)
+        scores, plan = {}, choose_layers(job, store)
     else:
         scores = scores_of(job, store, gradients, report)
         plan = choose_plan(job, scores, trials_of(job, scores, store, run, report))
     run.write("plan.json", plan.to_dict())
     with run.alone(lambda: report.say(f"another run is at work in {run.path}: waiting for what it finds")):
         rewritten = refit(job, plan, run, report)
-    before = perplexity(job, job.source, run, report, "evaluating the original")
+    before = loss_of(job, job.source, run, report, "evaluating the original")
     shape = shape_of(
         job.binding, [plan.layer_sizes(i) for i in plan.remaining], job.new_biases(), plan.dropped, form=settings.format
     )
     with published(settings.out) as fresh:
         shards, error = operate(job, plan, shape, store, rewritten, fresh, report)
         written = Checkpoint.open(fresh, dtype=job.dtype, trust_remote_code=settings.trust_remote_code)
-        after = perplexity(job, written, None, report, "evaluating the result")
+        after = loss_of(job, written, None, report, "evaluating the result")
         result = PruneResult(
             out=str(settings.out), model=settings.model, method=job.settings.method or "", compensate=job.compensation.name,
             allocation=None if job.leaving else job.allocator.name, gradient=gradient, ratio=job.budget / job.block_parameters,
             ratio_reached=plan.settings["ratio_reached"], parameters_before=job.source.num_parameters,
             parameters_after=shards.num_parameters - stored_twice(job), bytes_before=job.source.num_bytes,
-            bytes_after=shards.num_bytes, perplexity_before=before, perplexity_after=after,
+            bytes_after=shards.num_bytes, **before_and_after(before, after),
             evaluation=held.protocol if held else None, calibration=drawn.protocol,
             overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
             load=shape.loading(str(settings.out)), published=None,
@@ -75,7 +78,8 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
             run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
         )  # fmt: skip
-        finish(job, result, plan, fresh)
+        record = finish(job, result, plan, fresh, figures(job, plan, scores, store))
+    leave(record, job.runs, report)
     if settings.push_to_hub is not None:
         report.say(f"publishing as {settings.push_to_hub}")
         result = replace(result, published=publish(settings.out, settings.push_to_hub, private=settings.private))

@@ -37,6 +37,13 @@ class PruneResult:
     run_dir: str
     seconds: float
     peak_memory_bytes: int
+    perplexity_stderr_before: float | None = None
+    """Standard error over windows; None for one window, or without evaluation."""
+    perplexity_stderr_after: float | None = None
+    loss_rise: float | None = None
+    """Nats per token, of the same windows before and after."""
+    loss_rise_stderr: float | None = None
+    """Standard error of `loss_rise`: of the windows' differences."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

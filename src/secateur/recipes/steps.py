@@ -15,13 +15,13 @@ from secateur.export.stock import Shape
 from secateur.families.unequal import unequal_config
 from secateur.gradients.estimator import KINDS
 from secateur.plan import Plan
-from secateur.recipes.evaluate import perplexity_of
 from secateur.recipes.job import Job, plan_settings, written
 from secateur.recipes.result import PruneResult
+from secateur.records import Model, Record, identity
 from secateur.reporter import Reporter
-from secateur.reporting.card import Card, model_card, portable
+from secateur.reporting.card import Card, model_card
+from secateur.reporting.command import command, named, portable
 from secateur.runs import RunDirectory, environment
-from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Store, by_type, collect, disk_of, kinds_of, start_of
 from secateur.streaming.walk import LAYER, Walk
 from secateur.surgery.rebuild import Rebuild
@@ -150,28 +150,21 @@ def operate(
     return shards, max(verifier.errors)
 
 
-def perplexity(job: Job, source: Checkpoint, run: RunDirectory | None, report: Reporter, label: str) -> float | None:
-    """Perplexity on the held-out windows; the original's is kept in the run directory."""
-    _, held = job.blocks
-    if held is None:
-        return None
-    key = f"perplexity of {source.fingerprint} on {held.fingerprint} in {job.dtype}" if run else ""
-    known = run.recall(key) if run else None
-    if known is not None:
-        return known["perplexity"]
-    found = perplexity_of(
-        source, held, device=job.device, dtype=job.dtype, limit=job.limit, report=report, label=label
-    ).perplexity
-    if run:
-        run.remember(key, {"perplexity": found})
-    return found
-
-
-def finish(job: Job, result: PruneResult, plan: Plan, fresh: Path) -> None:
-    """The record and the model card, with the figures in them."""
+def finish(job: Job, result: PruneResult, plan: Plan, fresh: Path, figures: dict[str, Any]) -> Record:
+    """The record, beside the weights with the plan, and the model card, with the figures in them."""
     texts = {"evaluation": job.settings.calibration} if job.settings.calibration in PRESETS else {}
-    settings = portable(job.settings.to_json())
-    provenance = {"result": portable(result.to_json()), "environment": environment(), "texts": texts, "settings": settings}
-    save_record({"stock": result.stock, "plan": plan.to_dict(), "provenance": provenance}, fresh)
-    card = Card(result=result.to_json(), settings=job.settings.to_json(), base=job.settings.model, environment=environment())
+    settings, found = portable(job.settings.to_json()), result.to_json()
+    load = result.load.replace(repr(result.out), f'"{Path(result.out).name}"')
+    record = Record.now(
+        "prune", device=job.settings.device, command=command(settings), settings=settings, result=portable(found) | {"load": load},
+        figures=figures, models={
+            "before": Model(name=named(job.settings.model), identity=identity(job.source.directory)),
+            "after": Model(name=Path(result.out).name, identity=identity(fresh)),
+        },
+    )  # fmt: skip
+    save_record({"stock": result.stock, "plan": plan.to_dict(), "provenance": record.to_json() | {"texts": texts}}, fresh)
+    card = Card(
+        result=found, settings=job.settings.to_json(), base=job.settings.model, environment=environment(), figures=figures
+    )  # fmt: skip
     (fresh / "README.md").write_text(model_card(card, job.source.directory))
+    return record

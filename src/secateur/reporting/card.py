@@ -1,14 +1,16 @@
 """The model card of a pruned checkpoint: what it came from, what left, how that was chosen, and what it did. Imports no torch."""
 
 import json
-import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+
+from secateur.reporting.command import command, named, portable
+from secateur.reporting.kept import kept_rows
+from secateur.reporting.words import bytes_of, duration
 
 TEMPLATE = """\
 ---
@@ -25,10 +27,15 @@ remains is a smaller, dense model{% if not r.stock %}, whose layers have sizes o
 | parameters | {{ "{:,}".format(r.parameters_before) }} | {{ "{:,}".format(r.parameters_after) }} |
 | bytes of weights | {{ "{:,}".format(r.bytes_before) }} | {{ "{:,}".format(r.bytes_after) }} |
 {%- if r.perplexity_before is not none %}
-| perplexity | {{ "%.3f"|format(r.perplexity_before) }} | {{ "%.3f"|format(r.perplexity_after) }} |
+| perplexity | {{ measured(r.perplexity_before, r.perplexity_stderr_before) }} | {# -#}
+  {{ measured(r.perplexity_after, r.perplexity_stderr_after) }} |
 {%- endif %}
 
-{% if r.evaluation %}Perplexity: {{ r.evaluation }}.{% else %}Perplexity was not measured.{% endif %}
+{% if r.evaluation %}Perplexity: {{ r.evaluation }}.
+{%- if r.perplexity_stderr_before is not none %} After ±: its standard error, over windows.{% endif %}
+{%- if r.loss_rise_stderr is not none %} Window by window, the loss is {{ "%+.4f ± %.4f"|format(r.loss_rise, r.loss_rise_stderr) }}
+nats per token more than before.{% endif %}
+{%- else %}Perplexity was not measured.{% endif %}
 
 ## Load
 
@@ -51,6 +58,7 @@ code of this directory is run: `secateur.load`, or `from_pretrained` without the
 - {{ "%.2f%%"|format(100 * shared) }} of the runs of {{ r.overlap.shingle_tokens }} tokens that the perplexity is of occur in the
   calibration text{% if shared > r.overlap.allowed_ratio %}: **it was measured on text that was fitted to**{% endif %}
 {%- endif %}
+- in {{ duration(r.seconds) }}, with {{ bytes_of(r.peak_memory_bytes) }} of memory at the peak
 - every layer read back and compared with the original, dropped units masked: largest relative error {{ "%.1e"|format(r.verified) }}
 - made with Python {{ environment.python }}, torch {{ environment.torch }}, transformers {{ environment.transformers }}
 
@@ -58,14 +66,18 @@ The command:
 
     {{ command }}
 
+{% if kept %}What stays of each layer{% if removed != "layers" %} (units, of how many){% endif %}:
+
+| layers | {{ kept.head|join(" | ") }} |
+|---|{{ "---|" * kept.head|length }}
+{% for row in kept.rows %}| {{ row.layers }} | {{ row.cells|join(" | ") }} |
+{% endfor %}
+{% endif -%}
+
 The layers that stay, the kept units of each, the settings and versions are in `secateur.json`.
 """
 
-# Settings that say where and how a run took place, not what it made.
-SILENT = frozenset({"resume", "force", "dry_run", "run_dir", "push_to_hub", "private"})
-SPACED = frozenset({"methods", "estimators"})
 UNITS = {"kv": "attention heads", "group": "query heads", "ffn": "MLP channels"}
-PATHS = frozenset({"model", "out", "calibration", "evaluation"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +88,8 @@ class Card:
     settings: Mapping[str, Any]
     base: str
     environment: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    """What the pruning decided: see `recipes.figures`."""
 
 
 def model_card(card: Card, source: Path) -> str:
@@ -90,37 +104,13 @@ def model_card(card: Card, source: Path) -> str:
     return jinja.from_string(TEMPLATE).render(
         removed=removed, front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
         r=card.result, settings=settings, environment=card.environment, load=load, command=command(settings),
-        carries_code=library == "transformers" and not card.result["stock"],
+        carries_code=library == "transformers" and not card.result["stock"], kept=kept_rows(card.figures), measured=_measured,
+        duration=duration, bytes_of=bytes_of,
     )  # fmt: skip
 
 
-def named(value: str) -> str:
-    """A preset, a hub id or a hub data set as it is; a local path by its last part: directories are nobody else's business."""
-    path = Path(value)
-    return path.name if path.is_absolute() or value.startswith((".", "~")) or os.path.exists(path) else value  # noqa: PTH110
-
-
-def portable(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings or a result without the directories of the machine that they come from.
-
-    What a result says of its texts is a sentence, too long for the name of a file: `os.path.exists` is False for such a one, and
-    `Path.exists` raises.
-    """
-    kept = {name: value for name, value in facts.items() if name not in ("run_dir", "load")}
-    return {n: named(v) if n in PATHS and isinstance(v, str) else v for n, v in kept.items()}
-
-
-def command(settings: Mapping[str, Any], verb: str = "prune") -> str:
-    """The command line that makes the same again, from portable settings."""
-    parts = ["secateur", verb, str(settings["model"])]
-    for name, value in settings.items():
-        if name in SILENT or name == "model" or value is None or value is False or value in ("", [], ()):
-            continue
-        flag = "--" + {"evaluation": "eval"}.get(name, name).replace("_", "-")
-        between = " " if name in SPACED else ","
-        shown = between.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        parts += [flag] if value is True else [flag, shown]
-    return shlex.join(parts)
+def _measured(perplexity: float, stderr: float | None) -> str:
+    return f"{perplexity:.3f}" if stderr is None else f"{perplexity:.3f} ± {stderr:.3f}"
 
 
 def _carried(source: Path) -> dict[str, Any]:

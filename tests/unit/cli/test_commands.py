@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,13 +40,16 @@ FLAGS = {
     },
     "eval": MACHINE | (PROBING - {"--rechoose"}) | {
         "--text", "--seq-len", "--max-tokens", "--bos", "--batch", "--allow-overlap", "--json", "--tasks", "--limit", "--num-fewshot",
-        "--protocol",
+        "--protocol", "--run-dir",
     },
-    "generate": (MACHINE - {"--max-memory"}) | PROBING | {"--prompt", "--max-new-tokens", "--seq-len", "--save-state", "--json"},
-    "bench": (MACHINE - {"--max-memory"}) | PROBING | {"--batch", "--seq-len", "--new-tokens", "--runs", "--json"},
+    "generate": (MACHINE - {"--max-memory"}) | PROBING | {
+        "--prompt", "--max-new-tokens", "--seq-len", "--save-state", "--run-dir", "--json",
+    },
+    "bench": (MACHINE - {"--max-memory"}) | PROBING | {"--batch", "--seq-len", "--new-tokens", "--runs", "--run-dir", "--json"},
     "inspect": {"--trust-remote-code", "--json"},
     "ls": {"--json"},
     "demo": {"--json"},
+    "report": {"--out", "--force", "--json"},
     "compare": {
         "--methods", "--out", "--ratios", "--seeds", "--calibration", "--eval", "--allow-overlap", "--samples", "--seq-len",
         "--device", "--dtype", "--json",
@@ -74,12 +78,17 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         return self.answer
 
+    def table(self) -> dict[str, Any]:
+        return self.answer
+
 
 Install = Callable[..., Recipe]
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch) -> Install:
+def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
+    monkeypatch.chdir(tmp_path)  # where commands leave their records
+
     def install(name: str, **values: Any) -> Recipe:
         stand_in, module = Recipe(**values), ModuleType(f"secateur.recipes.{name}")
         setattr(module, name, stand_in)
@@ -106,7 +115,9 @@ def test_flags_are_frozen() -> None:
 )
 def test_flags_settings_and_keywords_agree(command: Callable[..., None], settings: type[Settings], options: Any) -> None:
     given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model")}
-    given = {n: value for n, value in given.items() if command is prune or n not in ("tasks", "limit", "num_fewshot")}
+    given = {
+        n: value for n, value in given.items() if command is prune or n not in ("tasks", "limit", "num_fewshot", "run_dir")
+    }
     checked = settings(model="m", **({"ratio": 0.5, "dry_run": True} if settings is PruneSettings else {}), **{
         name: value for name, value in given.items() if name not in ("ratio", "dry_run")
     })  # fmt: skip
@@ -285,7 +296,11 @@ def test_bench_passes_every_option(recipe: Install) -> None:
     ("command", "settings"), [(generate, GenerateSettings), (bench, BenchSettings)], ids=["generate", "bench"]
 )
 def test_flags_and_settings_of_probing_agree(command: Callable[..., None], settings: type[Settings]) -> None:
-    given = {n: p.default for n, p in inspect.signature(command).parameters.items() if n not in ("json", "model", "prompt")}
+    given = {
+        n: p.default
+        for n, p in inspect.signature(command).parameters.items()
+        if n not in ("json", "model", "prompt", "run_dir")
+    }
     assert given.keys() == settings.model_fields.keys() - {"model", "prompt"}
     needed: Any = {"prompt": "p"} if settings is GenerateSettings else {"dynamic": 0.4}
     assert settings(model="m", **{**given, **needed}) == settings(model="m", **needed)
@@ -345,7 +360,9 @@ class TestEveryCommand:
         recipe(name, answer={"out": "π", "layers": [{"layer": 0}], "stock": True, "perplexity": 4.5})
         done = run(*arguments, "--json")
         assert json.loads(done.stdout) == {"out": "π", "layers": [{"layer": 0}], "stock": True, "perplexity": 4.5}
-        assert (done.exit_code, done.stderr) == (0, "")
+        assert done.exit_code == 0
+        assert re.fullmatch(r"(record: \.secateur/(eval|bench)-[0-9a-f]{12}/record\.json\n)?", done.stderr)
+        assert bool(done.stderr) == (name in ("evaluate", "bench"))  # others leave it elsewhere, or none
 
     def test_people_read_a_table(self, recipe: Install, arguments: list[str], name: str) -> None:
         recipe(name, answer={"seq_len": 4096})
