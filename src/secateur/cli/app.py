@@ -9,6 +9,7 @@ from secateur.cli.bench import bench
 from secateur.cli.compare import compare
 from secateur.cli.demo import demo
 from secateur.cli.evaluate import evaluate
+from secateur.cli.export import export
 from secateur.cli.generate import generate
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
@@ -33,6 +34,7 @@ app.command("demo")(demo)
 app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("bench")(bench)
+app.command("export")(export)
 app.add_typer(study, name="study")
 
 
