@@ -39,7 +39,8 @@ def installed() -> bool:
 def run(path: Path, windows: Int[Tensor, "window token"], texts: Sequence[str] = ()) -> Answer:
     """Logits of every token of every window, each from an empty context, and the tokens of texts. Float32 on the CPU.
 
-    The keys and values are kept in float16, llama.cpp's own default. Raises `UserError` with llama.cpp's words where it fails.
+    The keys and values are kept in float16, llama.cpp's own default. The name of a special token in a text is that token, as it
+    is to Hugging Face. Raises `UserError` with llama.cpp's words where it fails.
     """
     with TemporaryDirectory(prefix="secateur-") as directory:
         out = Path(directory) / "answer.npz"
@@ -109,7 +110,7 @@ def _tokenised(c: Any, vocab: Any, text: str) -> list[int]:
     raw = text.encode()
     room = len(raw) + 16
     ids = (c.llama_token * room)()
-    count = c.llama_tokenize(vocab, raw, len(raw), ids, room, True, False)
+    count = c.llama_tokenize(vocab, raw, len(raw), ids, room, True, True)
     if count < 0:
         sys.exit(f"error: llama_tokenize gave {count}")
     return list(ids[:count])

@@ -1,6 +1,7 @@
 """A GGUF file run by llama.cpp, beside the checkpoint run by Hugging Face's layers: do they say the same?"""
 
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ LIMITS = {"f32": 0.02, "f16": 0.02, "bf16": 0.1, "q8_0": 0.15}
 """Largest error of the logits that the type and llama.cpp's own arithmetic explain, as a fraction of their spread."""
 DEFAULT_TEXT = "stdlib"
 CHARACTERS = 40  # of a text, for each token that is wanted
+PIECE = 200  # characters that are split into tokens at once
+ALIKE = 0.98  # of the pieces, at least, must both split alike
 # What tokenizers differ in: digits, contractions, runs of spaces and lines, other scripts, marks, emoji.
 SAMPLES = (
     "Hello world", "It's 1234567 o'clock, WE'LL see; he'd said: \"don't\"", "a  b   c\n\n\n  d\t\te \n", " leading and trailing ",
@@ -40,6 +43,7 @@ class Agreement:
 
     `top_1`: the fraction of positions where both find the same token likeliest. `error`: root mean square difference of the
     logits, as a fraction of their spread. `largest_difference` is of one logit. Perplexities are of the same tokens.
+    `texts_alike`: the fraction of pieces of the text that both split into the same tokens; None where the file has no tokenizer.
     """
 
     llama_cpp: str
@@ -50,6 +54,7 @@ class Agreement:
     largest_difference: float
     perplexity_hugging_face: float
     perplexity_llama_cpp: float
+    texts_alike: float | None
     texts_split_otherwise: tuple[str, ...]
 
 
@@ -58,17 +63,23 @@ def agreement(
 ) -> Agreement:
     """Raises `UserError` where the file's logits are further off than its type explains, or a text is split otherwise."""
     tokenizer = None
-    name, windows, body = "random tokens", _random(settings, source), ""
+    name, windows, pieces = "random tokens", _random(settings, source), []
     if vocabulary is not None:
         tokenizer = load_tokenizer(source.directory, trust_remote_code=settings.trust_remote_code)
-        name, windows, body = _windows(settings, source, tokenizer)
+        name, windows, pieces = _windows(settings, source, tokenizer)
     report.say(f"running llama.cpp and Hugging Face on {windows.numel()} tokens of {name}")
-    answer = run(path, windows, () if tokenizer is None else (body, *SAMPLES))
-    if tokenizer is not None and not _split_alike(tokenizer, body, answer.tokens[0]):
-        raise UserError(f"llama.cpp splits the text {name} into other tokens than the model's tokenizer. {WAY_OUT}")
-    pairs = zip(SAMPLES, answer.tokens[1:], strict=True) if tokenizer is not None else ()
-    otherwise = tuple(text for text, ids in pairs if not _split_alike(tokenizer, text, ids))
-    found = measured(answer, hugging_face(source, windows), windows, name, otherwise)
+    texts = [*pieces, *SAMPLES] if tokenizer is not None else []
+    answer = run(path, windows, texts)
+    other = [not _split_alike(tokenizer, text, ids) for text, ids in zip(texts, answer.tokens, strict=True)]
+    alike = 1 - sum(other[: len(pieces)]) / len(pieces) if pieces else None
+    if alike is not None and alike < ALIKE:
+        first = pieces[other.index(True)]
+        raise UserError(
+            f"llama.cpp splits {1 - alike:.0%} of the text {name} into other tokens than the model's tokenizer, at first in "
+            f"{first!r}. {WAY_OUT}"
+        )
+    otherwise = tuple(text for text, is_other in zip(texts, other, strict=True) if is_other and text in SAMPLES)
+    found = measured(answer, hugging_face(source, windows), windows, text=name, texts_alike=alike, otherwise=otherwise)
     if not found.error <= LIMITS[settings.dtype]:
         raise UserError(
             f"llama.cpp says something else than Hugging Face: their logits differ by {found.error:.1%} of their spread, and "
@@ -80,8 +91,8 @@ def agreement(
 
 
 def measured(
-    answer: Answer, exact: Float[Tensor, "window token vocab"], windows: Int[Tensor, "window token"], text: str,
-    otherwise: tuple[str, ...] = (),
+    answer: Answer, exact: Float[Tensor, "window token vocab"], windows: Int[Tensor, "window token"], *, text: str,
+    texts_alike: float | None = None, otherwise: tuple[str, ...] = (),
 ) -> Agreement:  # fmt: skip
     logits = answer.logits
     difference, centred = logits - exact, exact - exact.mean(-1, keepdim=True)
@@ -93,7 +104,7 @@ def measured(
         error=float(shifted.double().square().mean().sqrt()) / spread,
         largest_difference=float(difference.abs().max()),
         perplexity_hugging_face=_perplexity(exact, windows), perplexity_llama_cpp=_perplexity(logits, windows),
-        texts_split_otherwise=otherwise,
+        texts_alike=texts_alike, texts_split_otherwise=otherwise,
     )  # fmt: skip
 
 
@@ -121,14 +132,14 @@ def _random(settings: ExportSettings, source: Checkpoint) -> Int[Tensor, "window
     return torch.randint(0, source.binding.sizes["vocab"], shape, generator=torch.Generator().manual_seed(0))
 
 
-def _windows(settings: ExportSettings, source: Checkpoint, tokenizer: Tokenizer) -> tuple[str, Tensor, str]:
-    """What it is called, windows of equal length, and the text that they are of."""
+def _windows(settings: ExportSettings, source: Checkpoint, tokenizer: Tokenizer) -> tuple[str, Tensor, list[str]]:
+    """What it is called, windows of equal length, and the text that they are of in pieces, every run of spaces as one."""
     text = read_text(settings.text or DEFAULT_TEXT, role="evaluation")
     body = text.body[: CHARACTERS * settings.check_tokens].rpartition(" ")[0] or text.body
     found = tokenise(Text(name=text.name, body=body, joined=text.joined), tokenizer)
     check_vocabulary(found.ids, source.binding.sizes["vocab"])
     count, length = _shape(min(settings.check_tokens, len(found.ids)), settings, source)
-    return text.name, found.ids[: count * length].view(count, length), body
+    return text.name, found.ids[: count * length].view(count, length), textwrap.wrap(" ".join(body.split()), PIECE)
 
 
 def _shape(tokens: int, settings: ExportSettings, source: Checkpoint) -> tuple[int, int]:
