@@ -70,9 +70,8 @@ def context_length(config: Config) -> tuple[int, str | None]:
     """How many tokens the file is good for, and why fewer than the model's, if so: these architectures have no sliding window."""
     length, window = config.max_position_embeddings, getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    slides = window is not None and getattr(config, "use_sliding_window", True)
-    slides = slides and (kinds is None or "sliding_attention" in kinds)
-    if not slides or window >= length:
+    slides = getattr(config, "use_sliding_window", True) and (kinds is None or "sliding_attention" in kinds)
+    if window is None or not slides or window >= length:
         return length, None
     return window, (
         f"the model attends to the last {window:,} tokens and this architecture of llama.cpp to all: both are the same up to "
@@ -93,7 +92,9 @@ def choose(binding: Binding, layers: Sequence[Sizes]) -> Architecture:
     fitting = next((one for one in candidates if not found[one.name]), None)
     if fitting is None:
         why = "; ".join(f"{name}: {', and '.join(reasons)}" for name, reasons in found.items())
-        raise UserError(f"llama.cpp has no architecture for this {binding.model_type!r} model. {why}. {_way_out(binding, found)}")
+        raise UserError(
+            f"llama.cpp has no architecture for this {binding.model_type!r} model. {why}. {_way_out(binding, found)}"
+        )
     return fitting
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer as llama.cpp has it, recognised by the structure of its `tokenizer.json` and not by a name.
+"""A Hugging Face tokenizer as llama.cpp has it, recognised by the steps that it takes and not by a name.
 
 llama.cpp has two kinds that matter here: byte-level BPE (`gpt2`), whose splitting expression is one of a list built into it, and
 SentencePiece-like BPE with byte fallback (`llama`), which merges the pair whose token has the best score. What is neither would
@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from secateur.errors import UserError
@@ -64,14 +63,15 @@ class Vocabulary:
         return self.model if self.pre is None else f"{self.model} ({self.pre})"
 
 
-def vocabulary(directory: Path, tokenizer: Any, size: int) -> Vocabulary:
-    """The tokenizer of a checkpoint of `size` token ids. Raises `UserError` for one that llama.cpp has no counterpart of."""
-    path = directory / "tokenizer.json"
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        model, added = body["model"], body["added_tokens"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unknown(f"{path} is what it is read from, and cannot be: {type(error).__name__}: {error}") from error
+def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
+    """A loaded tokenizer, of a model of `size` token ids: its class may have changed what its files say.
+
+    Raises `UserError` for one that llama.cpp has no counterpart of.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise _unknown("it is not one of the tokenizers library, so its steps are not known")
+    body = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, added = body["model"], body["added_tokens"]
     if model.get("type") != "BPE":
         raise _unknown(f"the tokenizer is of the type {model.get('type')!r}, and only BPE is known")
     if odd := [n for n in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(n)]:
@@ -225,5 +225,7 @@ def _special(tokenizer: Any, size: int, notes: list[str], tokens: Sequence[str])
     if before not in ([], [ids["bos"]]) or after not in ([], [ids["eos"]]):
         raise _unknown("it puts other tokens than one bos and one eos around a text")
     if "eos" not in special:
-        notes.append(f"the tokenizer has no end-of-text token; llama.cpp takes one of its own choice: {tokens[min(11, size - 1)]!r}")
+        notes.append(
+            f"the tokenizer has no end-of-text token; llama.cpp takes one of its own choice: {tokens[min(11, size - 1)]!r}"
+        )
     return special, {"bos": bool(before), "eos": bool(after)}

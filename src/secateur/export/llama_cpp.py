@@ -49,7 +49,9 @@ def run(path: Path, windows: Int[Tensor, "window token"], texts: Sequence[str] =
         try:
             done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=WAIT)
         except subprocess.TimeoutExpired as error:
-            raise UserError(f"llama.cpp was not done with {path.name} after {WAIT} s. Give --no-check, or fewer tokens.") from error
+            raise UserError(
+                f"llama.cpp was not done with {path.name} after {WAIT} s. Give --no-check, or fewer tokens."
+            ) from error
         if done.returncode or not out.is_file():
             words = [line for line in done.stderr.splitlines() if "error" in line.lower() or "assert" in line.lower()]
             said = " ".join((words or done.stderr.splitlines() or ["nothing"])[-3:])

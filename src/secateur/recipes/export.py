@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,9 @@ def _notes(content: Content, wider: int, found: Agreement | None) -> Iterator[st
 
 def _check_package() -> None:
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("GGUF files are written by the package gguf, which is not installed. Install it: pip install secateur[gguf]")
+        raise UserError(
+            "GGUF files are written by the package gguf, which is not installed. Install it: pip install secateur[gguf]"
+        )
 
 
 def _beside(settings: ExportSettings, directory: Path) -> Path:
@@ -114,4 +116,4 @@ def _vocabulary(settings: ExportSettings, source: Checkpoint) -> Vocabulary | No
     if not settings.tokenizer:
         return None
     tokenizer = load_tokenizer(source.directory, trust_remote_code=settings.trust_remote_code)
-    return vocabulary(source.directory, tokenizer, source.binding.sizes["vocab"])
+    return vocabulary(tokenizer, source.binding.sizes["vocab"])
