@@ -3,7 +3,7 @@
 Point 2 of what must hold: the same likeliest token on at least 99% of positions, and perplexity within 0.5%.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 16}
+BIASED = {"method": "flap", "compensate": "bias"}
 PLAIN = {"use_sliding_window": False, "layer_types": ["full_attention"] * 2}  # of qwen2
 
 
@@ -84,7 +85,7 @@ MADE: dict[str, tuple[str, Callable[[Path], Path]]] = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     known: dict[str, Path] = {}
 
     def make(name: str) -> Path:
@@ -92,7 +93,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
             known[name] = MADE[name][1](tmp_path_factory.mktemp("models") / name)
         return known[name]
 
-    yield make
+    return make
 
 
 def exported(model: Path, dtype: Any, **options: Any) -> ExportResult:
@@ -169,9 +170,9 @@ PRUNED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "mistral": ("mistral", {}, {"allocation": "global", "ratio": 0.3}, "deci"),
     "qwen2-channels": ("qwen2", PLAIN, {"axes": "ffn", "allocation": "uniform", "ratio": 0.2, "stock": True}, "qwen2"),
     "qwen2-heads": ("qwen2", PLAIN, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "stock": True}, "llama"),
-    "qwen2-unequal": ("qwen2", PLAIN, {"allocation": "global", "ratio": 0.3, "compensate": "bias", "method": "flap"}, "deci"),
+    "qwen2-unequal": ("qwen2", PLAIN, {"allocation": "global", "ratio": 0.3, **BIASED}, "deci"),
     "qwen3-heads": ("qwen3", {}, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "stock": True}, "qwen3"),
-    "gpt2-channels": ("gpt2", {}, {"axes": "ffn", "allocation": "uniform", "ratio": 0.2, "compensate": "bias", "method": "flap"}, "gpt2"),
+    "gpt2-channels": ("gpt2", {}, {"axes": "ffn", "allocation": "uniform", "ratio": 0.2, **BIASED}, "gpt2"),
 }  # fmt: skip
 
 
