@@ -257,6 +257,13 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_run_left_is_removed(checkpoint: Callable[..., Path]):
+    model = checkpoint("llama")
+    (model.parent / ".model-f32.gguf.partial-0123abcd").write_text("half")
+    exported(model)
+    assert [path.name for path in model.parent.glob("*gguf*")] == ["model-f32.gguf"]
+
+
 def test_without_the_package(checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(secateur.UserError, match="Install it: pip install secateur"):

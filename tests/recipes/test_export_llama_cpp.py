@@ -14,6 +14,7 @@ import secateur
 from secateur.export.llama_cpp import installed
 from secateur.recipes.demo import default_model
 from secateur.recipes.export import ExportResult
+from secateur.streaming.checkpoint import Checkpoint
 from tests.contract.tiny import tiny_model
 from tests.recipes import tokenizers_made
 from tests.recipes.tiny_checkpoint import TINY, text_beside
@@ -76,7 +77,7 @@ def random_gpt2(out: Path) -> Path:
 
 MADE: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "llama-uniform": ("llama", lambda out: prune_default(out, stock=True)),
-    "llama-unequal": ("deci", lambda out: prune_default(out, allocation="global", axes="kv,ffn")),
+    "llama-unequal": ("deci", lambda out: prune_default(out, method="taylor", allocation="global")),
     "llama-unequal-bias": ("deci", lambda out: prune_default(out, method="flap", allocation="global", compensate="bias")),
     "llama-layers-dropped": ("llama", lambda out: prune_default(out, method="shortgpt")),
     "qwen2": ("qwen2", as_qwen2),
@@ -112,6 +113,12 @@ def test_the_same_likeliest_token_and_perplexity(models: Callable[[str], Path], 
     assert abs(ratio - 1) <= 0.005
     assert found.agreement["texts_alike"] == 1
     assert [text for text in found.agreement["texts_split_otherwise"] if "e\u0301" not in text] == []
+
+
+def test_the_unequal_model_differs_in_heads_and_in_channels(models: Callable[[str], Path]):
+    layers = Checkpoint.open(models("llama-unequal")).layers
+    assert len({len(layer.get("kv", range(4))) for layer in layers}) > 1
+    assert len({len(layer.get("ffn", range(640))) for layer in layers}) > 1
 
 
 @pytest.mark.parametrize("name", MADE)

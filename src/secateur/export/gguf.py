@@ -1,5 +1,6 @@
 """A GGUF file: written weight by weight, and read back and compared before it counts."""
 
+import glob
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,7 +108,7 @@ def compare(path: Path, content: Content, slots: Sequence[Slot], track: Track | 
                 raise _broken(path, f"{slot.name} came back as {tensor.tensor_type.name} {list(shape)}")
             file.seek(int(tensor.data_offset))
             excess = largest_excess(content.tensor(slot), slot, lambda n: np.fromfile(file, np.uint8, n))
-            if excess > 1:
+            if not excess <= 1:
                 raise _broken(path, f"{slot.name} is {excess:.3g} times further from its weight than {slot.kind} allows")
 
 
@@ -167,7 +168,12 @@ def check_file(out: Path, *, force: bool) -> None:
 
 @contextmanager
 def published_file(out: Path) -> Iterator[Path]:
-    """A fresh path beside `out` that takes its name when the block ends well, and vanishes when it does not."""
+    """A fresh path beside `out` that takes its name when the block ends well, and vanishes when it does not.
+
+    What a killed run left behind is removed by the next one.
+    """
+    for stale in out.absolute().parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        stale.unlink(missing_ok=True)
     fresh = out.absolute().with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         yield fresh

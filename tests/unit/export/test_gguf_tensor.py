@@ -66,6 +66,14 @@ def test_one_wrong_number_is_noticed(kind: Any):
     assert largest_excess(x, slot(kind), reader(data)) > 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stored_nan_is_noticed(kind: Any):
+    x = torch.ones(8, 64)
+    data = encode(x, slot(kind), "w")
+    data[:4] = np.frombuffer(b"\xff\x7f\xff\x7f", np.uint8)
+    assert not largest_excess(x, slot(kind), reader(data)) <= 1
+
+
 def test_q8_0_is_what_the_reference_says():
     """One block by hand: a step of 2 for the largest number, 254."""
     x = torch.zeros(1, 32)
