@@ -23,7 +23,7 @@ slow: $(VENV)/.installed-dev
 
 # llama.cpp for the tests of GGUF files: built from source, 7 minutes on two cores.
 llama-cpp: $(VENV)/.installed-dev
-	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF" \
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAVA_BUILD=OFF" \
 		$(PIP_INSTALL) llama-cpp-python
 
 lint: $(VENV)/.installed-dev
