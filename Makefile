@@ -10,7 +10,7 @@ CLI_PAGE := $(BIN)/typer secateur.cli.app utils docs --name secateur --title 'Co
 FAMILIES_PAGE := $(BIN)/python -m secateur.families.describe
 FORMATTED := src tests benchmarks
 
-.PHONY: demo test slow lint docs docs-check clean
+.PHONY: demo test slow llama-cpp lint docs docs-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/secateur demo
@@ -20,6 +20,11 @@ test: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow || [ $$? -eq 5 ] # 5: no test is marked slow
+
+# llama.cpp for the tests of GGUF files: built from source, 7 minutes on two cores.
+llama-cpp: $(VENV)/.installed-dev
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAVA_BUILD=OFF" \
+		$(PIP_INSTALL) llama-cpp-python
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(FORMATTED)

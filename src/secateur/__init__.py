@@ -10,7 +10,7 @@ from secateur.errors import UserError
 from secateur.version import __version__
 
 if TYPE_CHECKING:
-    from secateur.api import evaluate, evaluate_tasks, probe, prune
+    from secateur.api import evaluate, evaluate_tasks, export_model, probe, prune
     from secateur.export.load import load
     from secateur.families.unequal import register
     from secateur.runtime.probe import Probe
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from secateur.runtime.state import State
 
 __all__ = [
-    "Probe", "ProbePruning", "ProbeRefit", "RefitState", "State", "UserError", "__version__", "evaluate", "evaluate_tasks", "load",
-    "probe", "prune", "register",
+    "Probe", "ProbePruning", "ProbeRefit", "RefitState", "State", "UserError", "__version__", "evaluate", "evaluate_tasks",
+    "export_model", "load", "probe", "prune", "register",
 ]  # fmt: skip
 
 _LAZY = {
@@ -32,6 +32,7 @@ _LAZY = {
     "State": "secateur.runtime.state",
     "evaluate": "secateur.api",
     "evaluate_tasks": "secateur.api",
+    "export_model": "secateur.api",
     "load": "secateur.export.load",
     "probe": "secateur.api",
     "prune": "secateur.api",

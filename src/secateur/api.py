@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from secateur.dynamic_settings import Attention
+    from secateur.export_settings import FileType, Target
     from secateur.recipes.evaluate import EvalResult
     from secateur.recipes.evaluate_tasks import TaskResult
+    from secateur.recipes.export import ExportResult
     from secateur.recipes.prune import Forecast, PruneResult
     from secateur.runtime.model import Memory, Probed
     from secateur.runtime.probe_pruning import ProbePruning
@@ -109,6 +111,19 @@ class TaskOptions(TypedDict, total=False):
     samples: int
     seq_len: int
     seed: int
+
+
+class ExportOptions(TypedDict, total=False):
+    """The fields of `secateur.export_settings.ExportSettings` besides the model and the kind of file, all with a default."""
+
+    out: str | PathLike[str] | None
+    dtype: "FileType"
+    tokenizer: bool
+    check: bool
+    text: str | None
+    check_tokens: int
+    force: bool
+    trust_remote_code: bool
 
 
 @overload
@@ -216,6 +231,22 @@ def evaluate_tasks(
     from secateur.recipes.evaluate_tasks import evaluate_tasks_of
 
     return evaluate_tasks_of(model, tokenizer, settings, report or Quiet())
+
+
+def export_model(
+    model: str | PathLike[str], to: "Target", *, report: Reporter | None = None, **options: Unpack[ExportOptions]
+) -> "ExportResult":
+    """Write a checkpoint as a file of another program: `to="gguf"` for llama.cpp. The extra `gguf` is needed.
+
+    `model` is a directory or a hub id; the options are those of `secateur export`. Raises `UserError` for a model that the program
+    has no place for, and for a file that says something else than the checkpoint.
+    """
+    from secateur.export_settings import ExportSettings
+
+    settings = ExportSettings(model=fspath(model), to=to, **_spelled(options))
+    from secateur.recipes.export import export as run
+
+    return run(settings, report or Quiet())
 
 
 @overload

@@ -30,3 +30,10 @@ def test_scoring_and_slicing_stay_within_one_layers_memory(layout: str, tmp_path
 def test_gradients_stay_within_one_layers_memory(what: str, most: float, tmp_path: Path):
     run("make", tmp_path / "model", "--layers", 2)
     assert run("memory", tmp_path / "model", what, benchmark="seven_b_gradients.py")["peak_gib"] <= most
+
+
+def test_an_export_stays_within_one_weights_memory(tmp_path: Path):
+    run("make", tmp_path / "model", "--layers", 2)
+    command = [sys.executable, "-m", "secateur", "export", str(tmp_path / "model"), "--to", "gguf", "--dtype", "f16"]
+    done = subprocess.run([*command, "--no-check", "--no-tokenizer", "--json"], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["peak_memory_bytes"] <= 1.25 * 2**30

@@ -9,6 +9,7 @@ from secateur.cli.bench import bench
 from secateur.cli.compare import compare
 from secateur.cli.demo import demo
 from secateur.cli.evaluate import evaluate
+from secateur.cli.export import export
 from secateur.cli.generate import generate
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
@@ -35,6 +36,7 @@ app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("bench")(bench)
 app.command("report")(report)
+app.command("export")(export)
 app.add_typer(study, name="study")
 
 

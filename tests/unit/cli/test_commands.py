@@ -14,14 +14,16 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from secateur.api import EvalOptions, PruneOptions, TaskOptions
+from secateur.api import EvalOptions, ExportOptions, PruneOptions, TaskOptions
 from secateur.cli.app import app
 from secateur.cli.bench import bench
 from secateur.cli.evaluate import evaluate
+from secateur.cli.export import export
 from secateur.cli.generate import generate
 from secateur.cli.prune import prune
 from secateur.dynamic_settings import BenchSettings, GenerateSettings, ProbedEvalSettings
 from secateur.errors import UserError
+from secateur.export_settings import ExportSettings
 from secateur.reporter import Reporter
 from secateur.settings import EvalSettings, PruneSettings, Settings
 from secateur.task_settings import TaskSettings
@@ -46,6 +48,10 @@ FLAGS = {
         "--prompt", "--max-new-tokens", "--seq-len", "--save-state", "--run-dir", "--json",
     },
     "bench": (MACHINE - {"--max-memory"}) | PROBING | {"--batch", "--seq-len", "--new-tokens", "--runs", "--run-dir", "--json"},
+    "export": {
+        "--to", "--dtype", "--out", "--force", "--tokenizer", "--check", "--text", "--check-tokens",
+        "--trust-remote-code", "--json",
+    },
     "inspect": {"--trust-remote-code", "--json"},
     "ls": {"--json"},
     "demo": {"--json"},
@@ -156,6 +162,23 @@ def test_prune_passes_every_option(recipe: Install) -> None:
         "device": "cuda:1", "dtype": "bf16", "run_dir": "r", "resume": True, "force": True, "dry_run": False,
         "trust_remote_code": True,
     }  # fmt: skip
+
+
+def test_flags_settings_and_keywords_of_an_export_agree() -> None:
+    given = {n: p.default for n, p in inspect.signature(export).parameters.items() if n not in ("json", "model", "to")}
+    assert given == {n: field.default for n, field in ExportSettings.model_fields.items() if n not in ("model", "to")}
+    assert set(ExportOptions.__annotations__) == given.keys()
+
+
+def test_export_passes_every_option(recipe: Install) -> None:
+    called = recipe("export")
+    flags = ["--no-tokenizer", "--no-check", "--force", "--trust-remote-code", "--text", "t.txt", "--check-tokens", "9"]
+    done = run("export", "m", "--to", "gguf", "--dtype", "q8_0", "--out", "m.gguf", *flags)
+    assert done.exit_code == 0, done.output
+    assert called.calls[0][0][0] == ExportSettings(
+        model="m", to="gguf", dtype="q8_0", out=Path("m.gguf"), tokenizer=False, check=False, text="t.txt", check_tokens=9,
+        force=True, trust_remote_code=True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])

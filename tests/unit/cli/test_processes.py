@@ -31,7 +31,7 @@ def test_the_package_imports_no_torch() -> None:
     done = python("import sys, secateur; print(secateur.UserError.__name__, sorted(dir(secateur)), 'torch' in sys.modules)")
     assert done.stdout.strip() == (
         "UserError ['Probe', 'ProbePruning', 'ProbeRefit', 'RefitState', 'State', 'UserError', '__version__', 'evaluate', "
-        "'evaluate_tasks', 'load', 'probe', 'prune', 'register'] False"
+        "'evaluate_tasks', 'export_model', 'load', 'probe', 'prune', 'register'] False"
     )
 
 
