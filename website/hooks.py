@@ -18,6 +18,7 @@ OUTSIDE = {"README.md": "index.md", "LICENSE": "license.md", "benchmarks/results
 """Place in the repository -> place on the site, for what does not lie in docs/."""
 RESULTS = "benchmarks/results"
 LINK = re.compile(r"(?<!!)\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
+DESCRIBED = re.compile(r"<!-- made: describe (.*?) -->")
 LISTS = {
     "papers": "# Methods\n\nA page for every method, compensation, allocation and gradient estimator.\n",
     "decisions": "# Decisions\n\nWhat was decided while this was built, and why.\n",
@@ -68,8 +69,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _listed(pages: list[str]) -> str:
-    rows = [f"- [{_title(page)}]({posixpath.basename(page)})" for page in pages if posixpath.basename(page) != "README.md"]
+    shown = [page for page in pages if posixpath.basename(page) != "README.md"]
+    rows = [f"- [{_title(page)}]({posixpath.basename(page)}){_names(page)}" for page in shown]
     return "\n".join(rows) + "\n"
+
+
+def _names(page: str) -> str:
+    """What has a name on the command line and is described on a page, by kind."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8") if not page.startswith("results/") else ""
+    named = [item.strip().split(":") for found in DESCRIBED.findall(text) for item in found.split(";")]
+    kinds = {kind: [f"`{name}`" for one, name in named if one == kind] for kind, _ in named}
+    return "".join(f"; {kind} {', '.join(found)}" for kind, found in kinds.items())
 
 
 def _title(page: str) -> str:
@@ -79,7 +89,7 @@ def _title(page: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Links, which say where a file lies in the repository, to where it lies on the site. What has no page stays and fails the build."""
+    """Links, which say where a file lies in the repository, to where it lies on the site. What has no page fails the build."""
     here = _in_repository(page.file.src_uri)
 
     def moved(found: re.Match[str]) -> str:

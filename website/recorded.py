@@ -43,6 +43,13 @@ def compared(entries: Sequence[str]) -> str:
             raise KeyError(f"no result in {RESULTS.name} has the entry {entry!r}")
         rows.append([f"`{entry}`", *map(_perplexities, cells)])
         notes += [_missed(entry, model, cell) for model, cell in zip(columns, cells, strict=True) if cell and _misses(cell)]
+    single = {model: [f"`{entry}`" for entry in entries if _is_one_draw(found.get((model, entry)))] for model in columns}
+    recorded = {model: sum((model, entry) in found for entry in entries) for model in columns}
+    notes += [
+        f"- One draw alone on {model}{'' if len(few) == recorded[model] else ': ' + ', '.join(few)}."
+        for model, few in single.items()
+        if few
+    ]
     return "\n".join([_table(["perplexity at 20 / 40 / 50%", *columns], rows), *(["", *notes] if notes else [])])
 
 
@@ -79,7 +86,7 @@ def dynamic(methods: Sequence[str]) -> str:
 def gradients(spelled: Sequence[str]) -> str:
     """How near every estimate is to the exact gradient, and what `fms` makes of it: means over seeds, stories260K."""
     rows = []
-    (_, result), = _results("gradients")
+    ((_, result),) = _results("gradients")
     for one in spelled:
         found = [row for row in result["rows"] if row["gradient"] == one and row["method"] == "fms"]
         if not found:
@@ -87,8 +94,24 @@ def gradients(spelled: Sequence[str]) -> str:
         near = [fmean(row["spearman"][axis] for row in found) for axis in ("ffn", "kv")] + [fmean(r["cosine"] for r in found)]
         left = [fmean(row["perplexity"]["0.4"][how] for row in found) for how in ("least-squares", "none")]
         passes = f"{found[0]['forward_passes']} + {found[0]['backward_passes']}"
-        rows.append([f"`{one}`", *(f"{x:.3f}" for x in near), *(f"{x:.2f}" for x in left), passes, f"{min(r['seconds'] for r in found):.1f}"])
-    titles = ["`--gradient`", "Spearman, ffn", "Spearman, kv", "cosine", "40%, least squares", "40%, none", "passes: forward + back"]
+        rows.append(
+            [
+                f"`{one}`",
+                *(f"{x:.3f}" for x in near),
+                *(f"{x:.2f}" for x in left),
+                passes,
+                f"{min(r['seconds'] for r in found):.1f}",
+            ]
+        )
+    titles = [
+        "`--gradient`",
+        "Spearman, ffn",
+        "Spearman, kv",
+        "cosine",
+        "40%, least squares",
+        "40%, none",
+        "passes: forward + back",
+    ]
     return _table([*titles, "seconds, least"], rows)
 
 
@@ -149,6 +172,10 @@ def _perplexities(runs: Runs | None) -> str:
         return NOTHING
     values = [runs.perplexities.get(ratio) for ratio in RATIOS]
     return " / ".join(f"{fmean(value):.2f}" if value else NOTHING for value in values)
+
+
+def _is_one_draw(runs: Runs | None) -> bool:
+    return runs is not None and all(len(values) == 1 for values in runs.perplexities.values())
 
 
 def _misses(runs: Runs) -> list[float]:

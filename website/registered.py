@@ -75,7 +75,7 @@ def _described(place: str, seen: set[str]) -> str:
         seen.add(module_name)
     if said := _own_doc(kind):
         parts.append(said)
-    if wanted := getattr(kind, "needs", None):
+    if wanted := getattr(kind(), "needs", None):  # of an instance: they may follow from its options
         parts.append(f"Statistics that it asks for: {', '.join(sorted(f'`{n.__name__}`' for n in wanted))}.")
     return "\n\n".join([*parts, _options(kind, module)])
 
@@ -88,9 +88,7 @@ def _own_doc(kind: type) -> str:
 
 def _options(kind: Any, module: Any) -> str:
     said = _said_of_fields(kind)
-    rows = [
-        f"| `{f.name}` | `{_default(f)}` | {_resolved(said.get(f.name, ''), module)} |" for f in fields(kind) if f.init
-    ]
+    rows = [f"| `{f.name}` | `{_default(f)}` | {_resolved(said.get(f.name, ''), module)} |" for f in fields(kind) if f.init]
     if not rows:
         return "It has no options."
     return "\n".join(["| option | default | |", "|---|---|---|", *rows])

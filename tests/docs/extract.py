@@ -69,7 +69,12 @@ def blocks(text: str) -> list[Block]:
             found.append(Block(line=at + 1, language=mark[2], lines=[]))
         elif line.startswith("    ") and blank:
             found.append(Block(line=at, language="indented", lines=[line.strip()]))
-        elif line.startswith("    ") and found and found[-1].language == "indented" and found[-1].line + len(found[-1].lines) == at:
+        elif (
+            line.startswith("    ")
+            and found
+            and found[-1].language == "indented"
+            and found[-1].line + len(found[-1].lines) == at
+        ):
             found[-1].lines.append(line.strip())
         blank = not line.strip()
     return found

@@ -44,22 +44,42 @@ class Change(NamedTuple):
 
 
 CHANGES = (
-    Change("README.md", 'out="smaller", ratio=0.3', 'out="smaller", ratio=0.3, force=True, calibration="text.txt", **SMALL', "as the command before it"),
+    Change(
+        "README.md",
+        'out="smaller", ratio=0.3',
+        'out="smaller", ratio=0.3, force=True, calibration="text.txt", **SMALL',
+        "as the command before it",
+    ),
     Change("docs/benchmarks.md", " MODEL ", " path/to/model ", "a placeholder"),
     Change("docs/benchmarks.md", '"best flap-paper ..."', '"best flap-paper"', "an ellipsis"),
-    Change("docs/benchmarks.md", " DIR --ratio 0.3 --out PRUNED", " path/to/model --ratio 0.3 --out PRUNED", "a model that was trained for hours"),
-    Change("docs/benchmarks.md", "DIR/calibration.txt --eval DIR/evaluation.txt", "text.txt --eval held_out.txt", "the texts beside that model"),
+    Change(
+        "docs/benchmarks.md",
+        " DIR --ratio 0.3 --out PRUNED",
+        " path/to/model --ratio 0.3 --out PRUNED",
+        "a model that was trained for hours",
+    ),
+    Change(
+        "docs/benchmarks.md",
+        "DIR/calibration.txt --eval DIR/evaluation.txt",
+        "text.txt --eval held_out.txt",
+        "the texts beside that model",
+    ),
     Change("docs/benchmarks.md", "--dtype DTYPE --kv KV", "--dtype float32 --kv 4", "placeholders"),
     Change("docs/benchmarks.md", "[--tokens N] [--minutes M]", "[--tokens 1] [--minutes 1]", "placeholders"),
     Change("docs/compare.md", " MODEL ", " path/to/model ", "a placeholder"),
     Change("docs/compare.md", "train.txt --eval valid.txt", "text.txt --eval held_out.txt", "names"),
-    Change("docs/dynamic.md", 'effort="best", calibration="text.txt"', 'effort="best", calibration="text.txt", **SMALL', "small"),
+    Change(
+        "docs/dynamic.md", 'effort="best", calibration="text.txt"', 'effort="best", calibration="text.txt", **SMALL', "small"
+    ),
     Change("docs/evaluation.md", " MODEL ", " path/to/model ", "a placeholder"),
     Change("docs/gradients.md", " MODEL ", " path/to/model ", "a placeholder"),
     Change("docs/gradients.md", "train.txt --eval valid.txt", "text.txt --eval held_out.txt", "names"),
-    Change("docs/loading.md", '("smaller", trust_remote_code=True)', '("unequal", trust_remote_code=True)', "one page, two models"),
-    Change("docs/loading.md", 'from_pretrained("smaller")\nmodel = secateur.load("smaller")', 'from_pretrained("unequal")\nmodel = secateur.load("unequal")', "the same"),
-)  # fmt: skip
+    Change(
+        "docs/loading.md", '("smaller", trust_remote_code=True)', '("unequal", trust_remote_code=True)', "one page, two models"
+    ),
+    Change("docs/loading.md", 'from_pretrained("smaller")\nmodel', 'from_pretrained("unequal")\nmodel', "the same"),
+    Change("docs/loading.md", 'secateur.load("smaller")', 'secateur.load("unequal")', "the same"),
+)
 
 PRELUDE: Mapping[str, tuple[str, ...]] = {
     "docs/loading.md": (

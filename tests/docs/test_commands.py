@@ -23,15 +23,21 @@ def test_what_a_page_says_can_be_done(page: str, tmp_path: Path) -> None:
     paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-m", "tests.docs.worker", page, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}, cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
     assert done.stdout.count(" s  ") >= len(steps(page))
 
 
 def test_every_subcommand_is_run_on_some_page() -> None:
     typed = [step.text for page in pages() for step in steps(page) if step.language == "shell" and "[OPTIONS]" not in step.text]
-    run = {subcommand(shlex.split(text, comments=True)[1:]) for text in typed if text.startswith("secateur ") and not unrun(text)}
+    run = {
+        subcommand(shlex.split(text, comments=True)[1:]) for text in typed if text.startswith("secateur ") and not unrun(text)
+    }
     assert run == set(subcommands())
 
 

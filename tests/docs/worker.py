@@ -45,7 +45,12 @@ def run_words(text: str) -> list[str]:
     words = shlex.split(text, comments=True)[1:]
     name = subcommand(words)
     matching = [key for key in SMALL.keys() | OFFLINE.keys() if _matches(key, name, words)]
-    added = [given for key in matching for option, given in [OFFLINE.get(key, ("", ""))] if option not in words and "--tasks" not in words]
+    added = [
+        given
+        for key in matching
+        for option, given in [OFFLINE.get(key, ("", ""))]
+        if option not in words and "--tasks" not in words
+    ]
     ends = [SMALL[key] for key in SMALL if key in matching]
     if name == "eval" and "--text" in " ".join(added):
         ends.append(SMALL["eval --text"])
