@@ -46,10 +46,13 @@ def subcommand(words: list[str]) -> str:
 
 
 def parse_secateur(text: str) -> None:
-    """By the program's own parser. Raises `Misspelled` or click's own error."""
+    """By the program's own parser. Raises `Misspelled`."""
     words = shlex.split(text, comments=True)[1:]
     name = subcommand(words)
-    subcommands()[name].make_context(name, words[len(name.split()) :])
+    try:
+        subcommands()[name].make_context(name, words[len(name.split()) :])
+    except Exception as error:  # a usage error, whose class belongs to whichever click typer has
+        raise Misspelled(f"{text}: {getattr(error, 'message', error)}") from error
 
 
 def check_named(text: str) -> None:

@@ -6,20 +6,33 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.docs import worker
 from tests.docs.extract import LANGUAGES, ROOT, blocks, pages, spans, steps
 from tests.docs.parsing import check_named, options, subcommand, subcommands
 from tests.docs.rules import CHANGES, PRELUDE, UNRUN
-from tests.docs.worker import unrun
 
 WITH_STEPS = [page for page in pages() if steps(page)]
+SLOW = {"docs/gradients.md"}
+"""Pages that take minutes on a busy machine. `tests/recipes/test_study.py` has a smaller study in every run."""
+MADE = {"docs/cli.md"}
+"""Pages that are made from the program itself, by `make docs`."""
 OTHERS = {"--co", "--check"}  # options of other programs that sentences name
 
 
-@pytest.mark.parametrize("page", WITH_STEPS)
+def _slowly(page: str) -> Any:
+    return pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page
+
+
+@pytest.mark.parametrize("page", map(_slowly, WITH_STEPS))
 def test_what_a_page_says_can_be_done(page: str, tmp_path: Path) -> None:
+    if all(worker.only_parsed(step) for step in steps(page)):
+        for step in steps(page):
+            worker.run(step, {})
+        return
     paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-m", "tests.docs.worker", page, str(tmp_path)],
@@ -36,7 +49,9 @@ def test_what_a_page_says_can_be_done(page: str, tmp_path: Path) -> None:
 def test_every_subcommand_is_run_on_some_page() -> None:
     typed = [step.text for page in pages() for step in steps(page) if step.language == "shell" and "[OPTIONS]" not in step.text]
     run = {
-        subcommand(shlex.split(text, comments=True)[1:]) for text in typed if text.startswith("secateur ") and not unrun(text)
+        subcommand(shlex.split(text, comments=True)[1:])
+        for text in typed
+        if text.startswith("secateur ") and not worker.unrun(text)
     }
     assert run == set(subcommands())
 
@@ -47,7 +62,7 @@ def test_blocks_say_what_they_are(page: str) -> None:
     assert {block.language for block in blocks((ROOT / page).read_text(encoding="utf-8"))} <= known
 
 
-@pytest.mark.parametrize("page", pages())
+@pytest.mark.parametrize("page", [page for page in pages() if page not in MADE])
 def test_commands_that_sentences_name_exist(page: str) -> None:
     known = options() | OTHERS
     for span in spans(page):

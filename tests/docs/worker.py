@@ -118,6 +118,11 @@ def run(step: Step, names: dict[str, Any]) -> str:
     return run_secateur(text)
 
 
+def only_parsed(step: Step) -> bool:
+    """Whether a step leaves nothing to run."""
+    return step.language == "shell" and (bool(unrun(changed(step))) or "[OPTIONS]" in step.text)
+
+
 def repeated(step: Step) -> bool:
     """Whether a command that writes nothing has been run on an earlier page, or line, with all options but those of size."""
     words = shlex.split(step.text, comments=True)[1:]
