@@ -8,9 +8,11 @@ WORKERS ?= auto --maxprocesses 8
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 CLI_PAGE := $(BIN)/typer secateur.cli.app utils docs --name secateur --title 'Command line'
 FAMILIES_PAGE := $(BIN)/python -m secateur.families.describe
-FORMATTED := src tests benchmarks
+PARTS := $(BIN)/python -m website.blocks
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+FORMATTED := src tests benchmarks website
 
-.PHONY: demo test slow llama-cpp lint docs docs-check clean
+.PHONY: demo test slow llama-cpp lint docs docs-check site clean
 
 demo: $(VENV)/.installed
 	$(BIN)/secateur demo
@@ -35,10 +37,17 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(CLI_PAGE) > docs/cli.md
 	$(FAMILIES_PAGE) > docs/families.md
+	$(PARTS)
 
 docs-check: $(VENV)/.installed-dev
 	@$(CLI_PAGE) | diff - docs/cli.md && $(FAMILIES_PAGE) | diff - docs/families.md || \
 		{ echo "the pages above are not what the program says: run make docs" >&2; exit 1; }
+	@$(PARTS) --check
+	@$(SITE)
+
+site: $(VENV)/.installed-dev
+	$(SITE)
+	@echo "open build/site/index.html"
 
 clean:
 	rm -rf $(VENV)
