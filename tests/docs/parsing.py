@@ -73,12 +73,18 @@ def check_named(text: str) -> None:
 
 
 def _is_option(word: str, command: Any) -> bool:
-    return word.partition("=")[0] in {"--help", "-h", *(name for param in command.params for name in param.opts)}
+    return word.partition("=")[0] in {
+        "--help",
+        "-h",
+        *(name for param in command.params for name in (*param.opts, *param.secondary_opts)),
+    }
 
 
 def options() -> set[str]:
     """Every option of every subcommand."""
-    named = {name for command in subcommands().values() for param in command.params for name in param.opts}
+    named = {
+        name for command in subcommands().values() for param in command.params for name in (*param.opts, *param.secondary_opts)
+    }
     return {"--help", "--version", *named}
 
 

@@ -72,6 +72,7 @@ CHANGES = (
         "docs/dynamic.md", 'effort="best", calibration="text.txt"', 'effort="best", calibration="text.txt", **SMALL', "small"
     ),
     Change("docs/evaluation.md", " MODEL ", " path/to/model ", "a placeholder"),
+    Change("docs/gguf.md", "export model --to", "export smaller --to", "a checkpoint of gigabytes, made by the line above"),
     Change("docs/gradients.md", " MODEL ", " path/to/model ", "a placeholder"),
     Change("docs/gradients.md", "train.txt --eval valid.txt", "text.txt --eval held_out.txt", "names"),
     Change(
@@ -82,6 +83,13 @@ CHANGES = (
 )
 
 PRELUDE: Mapping[str, tuple[str, ...]] = {
+    "docs/gguf.md": ("secateur prune path/to/model --out smaller --ratio 0.3 --round-to 32",),
+    "docs/report.md": (
+        "secateur prune path/to/model --out small --ratio 0.1",
+        "secateur prune path/to/model --out smaller --ratio 0.2",
+        "secateur prune path/to/model --out smallest --ratio 0.3",
+        "secateur bench path/to/model smaller --batch 2 --seq-len 16 --new-tokens 2 --runs 1",
+    ),
     "docs/loading.md": (
         "secateur prune path/to/model --out smaller --ratio 0.3 --format stock",
         "secateur prune path/to/model --out unequal --ratio 0.3",
