@@ -23,7 +23,7 @@ Axis = Literal["kv", "ffn", "group"]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 Bos = Literal["auto", "none", "each"]
 Effort = Literal["fast", "balanced", "best"]
-Format = Literal["auto", "stock", "unequal"]
+Format = Literal["auto", "stock", "unequal", "gguf"]
 Protocol = Literal["wikitext2@2048", "wikitext2@128", "ptb@128"]
 
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}

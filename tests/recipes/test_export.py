@@ -183,7 +183,7 @@ def test_what_no_architecture_holds_names_the_way_out(
     )  # fmt: skip
     with pytest.raises(secateur.UserError, match=why) as refused:
         exported(tmp_path / "small")
-    assert "Prune with --axes ffn --stock" in str(refused.value)
+    assert "Prune with --axes ffn --format stock" in str(refused.value)
 
 
 def test_a_sliding_window_is_the_context(checkpoint: Callable[..., Path]):
@@ -268,3 +268,31 @@ def test_without_the_package(checkpoint: Callable[..., Path], monkeypatch: pytes
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(secateur.UserError, match="Install it: pip install secateur"):
         exported(checkpoint("llama"))
+
+
+class TestOfAPruning:
+    @pytest.mark.parametrize("allocation", ["uniform", "global"])
+    def test_the_file_lies_beside_the_weights(self, allocation: str, tmp_path: Path) -> None:
+        result = secateur.prune(
+            default_model(), out=tmp_path / "small", ratio=0.3, method="flap", compensate="none", evaluation="none", samples=4,
+            calibration="stdlib", format="gguf", allocation=allocation,
+        )  # fmt: skip
+        assert result.gguf == str(tmp_path / "small/small.gguf")
+        assert fields(result.gguf)["general.architecture"] == ("llama" if allocation == "uniform" else "deci")
+
+    @pytest.mark.parametrize("dry_run", [False, True])
+    @pytest.mark.parametrize(("model_type", "says"), [("gpt2", "no architecture"), ("llama", "tokenizer")])
+    def test_what_llama_cpp_cannot_hold_is_refused_first(
+        self, model_type: str, says: str, dry_run: bool, checkpoint: Callable[..., Path]
+    ) -> None:
+        model = checkpoint(model_type)
+        options: dict[str, Any] = {
+            **TINY,
+            "calibration": str(text_beside(model)),
+            "method": "flap",
+            "ratio": 0.3,
+            "dry_run": dry_run,
+        }
+        with pytest.raises(secateur.UserError, match=f"--format gguf: .*{says}.* Or leave out --format"):
+            secateur.prune(model, out=model.parent / "small", format="gguf", **options)
+        assert not (model.parent / "small").exists()

@@ -169,7 +169,7 @@ def test_ratio_outside(ratio: object) -> None:
         ({"ratio": 0.2, "seq_len": 1}, "seq_len = 1 is not allowed"),
         ({"ratio": 0.2, "seed": -1}, "seed = -1 is not allowed"),
         ({"ratio": 0.2, "round_to": 0}, "round_to = 0 is not allowed"),
-        ({"ratio": 0.2, "format": "onnx"}, "format = 'onnx' is not allowed.* Choose 'auto', 'stock' or 'unequal'"),
+        ({"ratio": 0.2, "format": "onnx"}, "format = 'onnx' is not allowed.* Choose 'auto', 'stock', 'unequal' or 'gguf'"),
         ({"ratio": 0.2, "device": "gpu"}, "device = 'gpu' is not allowed: it must be cpu, cuda or cuda:N"),
         ({"ratio": 0.2, "dtype": "int8"}, "dtype = 'int8' is not allowed.* Choose 'auto', 'bf16', 'fp16' or 'fp32'"),
         ({"ratio": 0.2, "model": ""}, "model = '' is not allowed: it must be a directory with a checkpoint, or a hub id"),

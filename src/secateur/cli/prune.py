@@ -49,10 +49,10 @@ Axes = Annotated[
 Protect = Annotated[str | None, Option(help="Layers that stay whole, such as 0-2,-1.", rich_help_panel=METHOD)]
 RoundTo = Annotated[int, Option(help="Make every width a multiple of this.", rich_help_panel=METHOD)]
 Format = Annotated[
-    Literal["auto", "stock", "unequal"],
+    Literal["auto", "stock", "unequal", "gguf"],
     Option(
         help="How the result is written: stock (only shapes that the model's own class loads), unequal (any, with a modelling file), "
-        "or the first of these that holds what was chosen.",
+        "or the first of these that holds what was chosen; gguf: that, and llama.cpp's file beside it.",
         rich_help_panel=METHOD,
     ),
 ]

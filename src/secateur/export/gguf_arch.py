@@ -86,7 +86,7 @@ def choose(binding: Binding, layers: Sequence[Sizes]) -> Architecture:
         raise UserError(
             f"GGUF of a {binding.model_type!r} model is not supported: it was not run in llama.cpp. Supported model types: "
             f"{', '.join(ARCHITECTURES)}. llama.cpp's own convert_hf_to_gguf.py takes more families, of stock checkpoints "
-            f"(`secateur prune --stock`)."
+            f"(`secateur prune --format stock`)."
         )
     found = {one.name: _reasons(one, binding, layers) for one in candidates}
     fitting = next((one for one in candidates if not found[one.name]), None)
@@ -128,7 +128,7 @@ def _rotary_reasons(one: Architecture, binding: Binding) -> list[str]:
 
 def _way_out(binding: Binding, found: Mapping[str, list[str]]) -> str:
     if any("one size" in reason or "heads together" in reason for reasons in found.values() for reason in reasons):
-        return "Prune with --axes ffn --stock, which keeps heads and gives every layer the same width."
+        return "Prune with --axes ffn --format stock, which keeps heads and gives every layer the same width."
     return "llama.cpp would compute something else, so nothing is written; use the Hugging Face checkpoint."
 
 

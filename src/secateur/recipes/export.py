@@ -50,7 +50,7 @@ class ExportResult:
 def export(settings: ExportSettings, report: Reporter) -> ExportResult:
     """Write a checkpoint as GGUF. Raises `UserError` for what llama.cpp cannot hold, and for a file that disagrees."""
     start = time.perf_counter()
-    _check_package()
+    check_package()
     directory = locate(settings.model)
     out = settings.out or _beside(settings, directory)
     check_file(out, force=settings.force)
@@ -97,7 +97,7 @@ def _notes(content: Content, wider: int, found: Agreement | None) -> Iterator[st
         yield f"llama.cpp splits these into other tokens: {', '.join(map(repr, found.texts_split_otherwise))}"
 
 
-def _check_package() -> None:
+def check_package() -> None:
     if importlib.util.find_spec("gguf") is None:
         raise UserError(
             "GGUF files are written by the package gguf, which is not installed. Install it: pip install secateur[gguf]"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from secateur.export.hub import publish
 from secateur.export.huggingface import published
 from secateur.export.stock import shape_of
+from secateur.recipes.as_gguf import add_gguf, check_gguf
 from secateur.recipes.depth import left_whole
 from secateur.recipes.differentiate import differentiate
 from secateur.recipes.figures import figures
@@ -39,6 +40,8 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
     job = prepare(settings, texts)
     announce(job, report)
     drawn, held = job.blocks
+    if settings.format == "gguf":
+        check_gguf(job)
     if settings.dry_run:
         return forecast(job)
     assert settings.out is not None
@@ -73,13 +76,15 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
             bytes_after=shards.num_bytes, **before_and_after(before, after),
             evaluation=held.protocol if held else None, calibration=drawn.protocol,
             overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
-            load=shape.loading(str(settings.out)), published=None,
+            load=shape.loading(str(settings.out)), gguf=None, published=None,
             notes=left_whole(plan, job.budget / job.block_parameters) + shape.notes + shape.reasons, verified=error,
             run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
         )  # fmt: skip
         record = finish(job, result, plan, fresh, figures(job, plan, scores, store))
     leave(record, job.runs, report)
+    if settings.format == "gguf":
+        result = replace(result, gguf=add_gguf(job, report))
     if settings.push_to_hub is not None:
         report.say(f"publishing as {settings.push_to_hub}")
         result = replace(result, published=publish(settings.out, settings.push_to_hub, private=settings.private))

@@ -30,6 +30,8 @@ class PruneResult:
     """What the evaluated tokens share with the calibration text and its blocks, as `calibration.overlap` counts it."""
     stock: bool
     load: str
+    gguf: str | None
+    """The file of llama.cpp, if it was asked for."""
     published: str | None
     """Where on the hub, if it was asked for."""
     notes: tuple[str, ...]
