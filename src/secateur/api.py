@@ -8,16 +8,16 @@ print(result.ratio_reached, secateur.evaluate("smaller", text="held_out.txt").pe
 
 from collections.abc import Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from secateur.errors import UserError
+from secateur.keywords import EvalOptions, ExportOptions, PruneOptions, TaskOptions
 from secateur.reporter import Quiet, Reporter
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from secateur.dynamic_settings import Attention
-    from secateur.export_settings import FileType, Target
+    from secateur.export_settings import Target
     from secateur.recipes.evaluate import EvalResult
     from secateur.recipes.evaluate_tasks import TaskResult
     from secateur.recipes.export import ExportResult
@@ -27,103 +27,6 @@ if TYPE_CHECKING:
     from secateur.runtime.probe_refit import ProbeRefit
     from secateur.runtime.refitted import Refitted
     from secateur.runtime.selected import Gather
-    from secateur.settings import Axis, Bos, Dtype, Effort, Format, Protocol
-
-
-class PruneOptions(TypedDict, total=False):
-    """The fields of `secateur.settings.PruneSettings`, all with a default but one of the three that say how much leaves."""
-
-    out: str | PathLike[str] | None
-    ratio: float | None
-    target_params: str | None
-    target_size: str | None
-    method: str | None
-    effort: "Effort | None"
-    gradient: str | None
-    compensate: str | None
-    allocation: str | None
-    calibration: str | None
-    evaluation: str | None
-    allow_overlap: bool
-    samples: int
-    seq_len: int
-    seed: int
-    protect: str | None
-    axes: "str | tuple[Axis, ...] | None"
-    round_to: int
-    format: "Format"
-    ridge: float | None
-    max_memory: str | None
-    device: str
-    dtype: "Dtype"
-    run_dir: str | PathLike[str] | None
-    resume: bool
-    force: bool
-    push_to_hub: str | None
-    private: bool
-    trust_remote_code: bool
-
-
-class EvalOptions(TypedDict, total=False):
-    """The fields of `secateur.dynamic_settings.ProbedEvalSettings`, all with a default; those from `dynamic` on are for a
-    checkpoint that is probed."""
-
-    protocol: "Protocol | None"
-    text: str | None
-    seq_len: int
-    max_tokens: int | None
-    bos: "Bos"
-    max_memory: str | None
-    device: str
-    dtype: "Dtype"
-    trust_remote_code: bool
-    dynamic: float | None
-    small: str | PathLike[str] | None
-    batch: int
-    state: str | PathLike[str] | None
-    attention: "Attention | None"
-    paper: bool
-    griffin: bool
-    memory: "Memory"
-    calibration: str | None
-    allow_overlap: bool
-    samples: int
-    seed: int
-
-
-class TaskOptions(TypedDict, total=False):
-    """The fields of `secateur.task_settings.TaskSettings`, all with a default; those from `device` on are for a checkpoint."""
-
-    limit: int | None
-    num_fewshot: int | None
-    batch: int
-    device: str
-    dtype: "Dtype"
-    trust_remote_code: bool
-    dynamic: float | None
-    small: str | PathLike[str] | None
-    state: str | PathLike[str] | None
-    attention: "Attention | None"
-    paper: bool
-    griffin: bool
-    memory: "Memory"
-    calibration: str | None
-    samples: int
-    seq_len: int
-    seed: int
-
-
-class ExportOptions(TypedDict, total=False):
-    """The fields of `secateur.export_settings.ExportSettings` besides the model and the kind of file, all with a default."""
-
-    out: str | PathLike[str] | None
-    dtype: "FileType"
-    tokenizer: bool
-    check: bool
-    text: str | None
-    check_tokens: int
-    force: bool
-    trust_remote_code: bool
 
 
 @overload
