@@ -8,8 +8,8 @@ import numpy as np
 
 
 def _serve() -> None:
-    import llama_cpp.llama_cpp as c
-    from llama_cpp import __version__
+    import llama_cpp.llama_cpp as c  # pyright: ignore[reportMissingImports]
+    from llama_cpp import __version__  # pyright: ignore[reportMissingImports]
 
     request: dict[str, Any] = json.load(sys.stdin)
     c.llama_backend_init()
