@@ -15,7 +15,7 @@ def _listed(value: Any) -> Any:
     """Whole numbers from text such as `1,4,20`; what is none of these is left for the settings to refuse."""
     if isinstance(value, str):
         parts = [part.strip() for part in value.split(",")]
-        return tuple(int(part) if part.isdecimal() else part for part in parts)
+        return tuple(dict.fromkeys(int(part) if part.isdecimal() else part for part in parts))
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -76,7 +76,7 @@ def random_gpt2(out: Path) -> Path:
 
 
 MADE: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "llama-uniform": ("llama", lambda out: prune_default(out, stock=True)),
+    "llama-uniform": ("llama", lambda out: prune_default(out, format="stock")),
     "llama-unequal": ("deci", lambda out: prune_default(out, method="taylor", allocation="global")),
     "llama-unequal-bias": ("deci", lambda out: prune_default(out, method="flap", allocation="global", compensate="bias")),
     "llama-layers-dropped": ("llama", lambda out: prune_default(out, method="shortgpt")),
@@ -170,15 +170,15 @@ def test_members_of_the_families(tmp_path: Path, name: str):
 
 
 PRUNED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "llama-relabelled": ("llama", {}, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "stock": True}, "llama"),
+    "llama-relabelled": ("llama", {}, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "format": "stock"}, "llama"),
     "llama-groups": ("llama", {}, {"axes": "group,ffn", "allocation": "global", "ratio": 0.3}, "deci"),
     "llama-llama3": ("llama", {"rope_parameters": LLAMA3}, {"allocation": "global", "ratio": 0.3}, "deci"),
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}, {"allocation": "global", "ratio": 0.3}, "deci"),
     "mistral": ("mistral", {}, {"allocation": "global", "ratio": 0.3}, "deci"),
-    "qwen2-channels": ("qwen2", PLAIN, {"axes": "ffn", "allocation": "uniform", "ratio": 0.2, "stock": True}, "qwen2"),
-    "qwen2-heads": ("qwen2", PLAIN, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "stock": True}, "llama"),
+    "qwen2-channels": ("qwen2", PLAIN, {"axes": "ffn", "allocation": "uniform", "ratio": 0.2, "format": "stock"}, "qwen2"),
+    "qwen2-heads": ("qwen2", PLAIN, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "format": "stock"}, "llama"),
     "qwen2-unequal": ("qwen2", PLAIN, {"allocation": "global", "ratio": 0.3, **BIASED}, "deci"),
-    "qwen3-heads": ("qwen3", {}, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "stock": True}, "qwen3"),
+    "qwen3-heads": ("qwen3", {}, {"axes": "kv", "allocation": "uniform", "ratio": 0.1, "format": "stock"}, "qwen3"),
     "gpt2-channels": ("gpt2", {}, {"axes": "ffn", "allocation": "uniform", "ratio": 0.2, **BIASED}, "gpt2"),
 }  # fmt: skip
 

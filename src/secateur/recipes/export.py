@@ -65,6 +65,8 @@ def export(settings: ExportSettings, report: Reporter) -> ExportResult:
     )  # fmt: skip
     slots = content.slots()
     check_disk({out.absolute().parent: sum(slot.num_bytes for slot in slots)})
+    if window := context_length(binding.config)[1]:
+        report.warn(window)
     report.say(f"as {architecture.name}: {len(slots)} tensors")
     with published_file(out) as fresh:
         write(fresh, content, lambda items, n: report.track(items, "writing", n))

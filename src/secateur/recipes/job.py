@@ -195,7 +195,8 @@ def prepare(settings: PruneSettings, texts: Texts | None = None) -> Job:
     estimator = estimator_for(settings, criterion)
     if source.layers:
         raise UserError(
-            f"{settings.model!r} has unequal layers already: secateur wrote it so. Prune the model it came from instead."
+            f"{settings.model!r} was pruned already, into the form with a modelling file of its own, which is not pruned again. Prune "
+            "the model it came from instead."
         )
     check_length(binding, settings.seq_len)
     if whole:

@@ -88,10 +88,11 @@ def _tiles(candidate: Candidate, facts: PruneFacts | None) -> list[Tile]:
         tiles.append(
             Tile(name="Perplexity", value=plus_minus(candidate.qualities[0].perplexity, candidate.qualities[0].stderr))
         )
-    known = [t.cell for t in candidate.timings if t.cell.speedup is not None]
+    known = [t for t in candidate.timings if t.cell.speedup is not None]
     if known:
-        best = max(known, key=lambda cell: cell.batch * cell.seq_len)
-        tiles.append(Tile(name="Speed", value=f"{best.speedup:.2f}×", note=f"as fast as before: {shape(best)}"))
+        best = max(known, key=lambda t: (t.against is candidate.base, t.cell.batch * t.cell.seq_len))
+        over = "before" if candidate.base and best.against is candidate.base else best.over
+        tiles.append(Tile(name="Speed", value=f"{best.cell.speedup:.2f}×", note=f"as fast as {over}: {shape(best.cell)}"))
     else:
         tiles.append(Tile(name="Speed", value="not measured"))
     if facts:

@@ -95,7 +95,7 @@ class Card:
 def model_card(card: Card, source: Path) -> str:
     """Markdown with YAML front matter; the licence is carried over from the source's own card."""
     out, base, settings = str(card.result["out"]), named(card.base), portable(card.settings)
-    load = str(card.result["load"]).replace(repr(out), f'"{Path(out).name}"')
+    load = str(card.result["load"]).replace(repr(out), json.dumps(Path(out).name, ensure_ascii=False))
     library = "secateur" if load.startswith("secateur.") else "transformers"
     removed = " and ".join(UNITS[axis] for axis in card.settings["axes"]) or "layers"
     front = {"base_model": base, "base_model_relation": "finetune", "library_name": library, "pipeline_tag": "text-generation",

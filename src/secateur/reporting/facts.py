@@ -155,6 +155,8 @@ class TimedModel(Facts):
 
 
 class TimedCell(Facts):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False)
+
     batch: int
     seq_len: int
     phase: str

@@ -14,7 +14,7 @@ from secateur.reporting.parts import Plot, Table
 from secateur.reporting.scatter import Axis, Point, pareto_plot
 from secateur.reporting.series import compared, generated, studied
 from secateur.reporting.svg import tick_text
-from secateur.reporting.words import bytes_of, count, duration, plus_minus
+from secateur.reporting.words import bytes_of, count, plus_minus
 from secateur.version import __version__
 
 TEMPLATE = "report.html.j2"
@@ -106,16 +106,17 @@ def _against_time(
     candidates: Sequence[Candidate], records: Sequence[Record], protocol: str, at: tuple[int, int, str]
 ) -> Plot | None:
     """In milliseconds; where several commands timed them, as shares of the time of the model that all were timed against."""
-    found = [(c, q, t.cell, t.bench) for c, q in _measured(candidates, protocol) if (t := c.timing(*at)) is not None]
-    benches = {bench for *_, bench in found}
+    found = [(c, q, t) for c, q in _measured(candidates, protocol) if (t := c.timing(*at)) is not None]
+    benches = {timing.bench for *_, timing in found}
     shared = len({_reference(records[bench]) for bench in benches}) == 1
     relative = len(benches) > 1 and shared
     points = []
-    for c, q, cell, _ in found:
+    for c, q, timing in found:
+        cell = timing.cell
         middle, least, most = (
             _share(cell) if relative else (1000 * cell.seconds, 1000 * cell.seconds_least, 1000 * cell.seconds_most)
         )
-        told = f"{_told(c, q)}, {_time(cell)}"
+        told = f"{_told(c, q)}, {timing.told}"
         points.append(
             Point(number=c.number, x=middle, y=q.perplexity, told=told, x_ends=(least, most), y_ends=q.ends, dense=c.dense)
         )
@@ -141,10 +142,6 @@ def _share(cell: TimedCell) -> tuple[float, float, float]:
     return middle, least, most
 
 
-def _time(cell: TimedCell) -> str:
-    return duration(cell.seconds) + (f" ({cell.speedup:.2f}×)" if cell.speedup is not None else "")
-
-
 def _told(candidate: Candidate, quality: Quality) -> str:
     return f"{candidate.number}. {candidate.label} ({candidate.method}): {plus_minus(quality.perplexity, quality.stderr)}"
 
@@ -159,6 +156,6 @@ def _table(candidates: Sequence[Candidate], protocols: Sequence[str], cells: Seq
         rows.append([
             str(c.number), c.label, c.method, count(c.parameters) if c.parameters else "", bytes_of(c.bytes) if c.bytes else "",
             *("" if q is None else plus_minus(q.perplexity, q.stderr) for q in qualities),
-            *("" if t is None else _time(t.cell) for t in timings),
+            *("" if t is None else t.told for t in timings),
         ])  # fmt: skip
     return Table(head=head, rows=rows, numeric=len(head) - 3)

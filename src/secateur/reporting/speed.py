@@ -31,8 +31,9 @@ def speed_plots(candidate: Candidate, records: Sequence[Record]) -> list[Plot]:
         )  # fmt: skip
         if image:
             facts = BenchFacts.read(records[number])
-            runs = f"{facts.runs} paired runs" if facts.runs else "paired runs"
-            plots.append(Plot(image=image, caption=f"Median of {runs}; whiskers: least and most. {_place(records[number])}"))
+            runs = f"{facts.runs} paired runs or more" if facts.runs else "paired runs"
+            note = f"Ratios of {runs}: their median, which is not the ratio of the medians; whiskers: least and most."
+            plots.append(Plot(image=image, caption=f"{note} {_place(records[number])}"))
     return plots
 
 
@@ -63,7 +64,10 @@ def not_faster(candidate: Candidate, records: Sequence[Record]) -> list[str]:
         models = records[number].models.items()
         names = [part for part, model in models if (model.name, model.probed) == (candidate.name, candidate.probed)]
         facts = BenchFacts.read(records[number])
-        found += [text for text in facts.not_faster if any(text.startswith(f"{name} is ") for name in names)]
+        over = next((t.over for t in candidate.timings if t.bench == number), "the first model")
+        found += [
+            f"against {over}: {text}" for text in facts.not_faster if any(text.startswith(f"{name} is ") for name in names)
+        ]
         found += [text for text in facts.advice if any(text.startswith(f"{name}, ") for name in names)]
     return found
 

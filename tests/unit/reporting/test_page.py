@@ -145,6 +145,15 @@ def test_a_slower_model_is_called_so() -> None:
     assert "is not faster" not in told(made.pruned("shallow"), made.timed("shallow"))
 
 
+def test_only_the_model_it_was_pruned_from_is_before() -> None:
+    other = made.timed("a", base="b", speedup=0.94)
+    words = told(made.pruned("a"), made.pruned("b"), other)
+    assert "0.94× as fast as b: prefill, batch 4 × 512" in words and "as fast as before" not in words
+    assert "against b: other is not faster" in words and "(0.94× b)" in words
+    both = told(made.pruned("a"), made.pruned("b"), other, made.timed("a", speedup=1.4))
+    assert "1.40× as fast as before" in both, "what was timed against the original comes first"
+
+
 def test_several_models_become_a_comparison() -> None:
     body = html_report(
         [made.pruned("a", perplexity=12.0), made.pruned("b", kept=300, perplexity=11.0), made.timed("a"), made.timed("b")]
@@ -195,6 +204,9 @@ def test_a_hostile_name_is_a_name() -> None:
         assert image.find(".//{*}script") is None
 
 
+ENDLESS = {**made.timed("m").result["cells"][0], "seconds_most": float("inf")}
+
+
 @pytest.mark.parametrize(
     ("record", "path", "value", "said"),
     [
@@ -206,6 +218,7 @@ def test_a_hostile_name_is_a_name() -> None:
         (made.pruned(), ("figures", "scores"), {"kv": {"scale": "log", "edges": [0.0, 1.0], "layers": []}}, "edges"),
         (made.pruned(), ("figures", "scores"), {"kv": {"scale": "linear", "edges": [2.0, 1.0], "layers": []}}, "edges"),
         (made.timed("m"), ("result", "cells"), [{"batch": "many"}], "`result.cells.0.batch` is 'many'"),
+        (made.timed("m"), ("result", "cells"), [ENDLESS], "`result.cells.0.seconds_most` is inf"),
         (made.evaluated("m"), ("result", "protocol"), 7, "`result.protocol` is 7"),
         (made.compared(), ("result", "cells"), 7, "`result.cells` is 7"),
     ],
