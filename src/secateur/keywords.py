@@ -44,9 +44,23 @@ class PruneOptions(TypedDict, total=False):
     trust_remote_code: bool
 
 
-class EvalOptions(TypedDict, total=False):
-    """The fields of `secateur.dynamic_settings.ProbedEvalSettings`, all with a default; those from `dynamic` on are for a
-    checkpoint that is probed."""
+class ProbingOptions(TypedDict, total=False):
+    """The fields of `secateur.dynamic_settings.Probing`: for a checkpoint that is probed."""
+
+    dynamic: float | None
+    small: str | PathLike[str] | None
+    state: str | PathLike[str] | None
+    attention: "Attention | None"
+    paper: bool
+    griffin: bool
+    memory: "Memory"
+    calibration: str | None
+    samples: int
+    seed: int
+
+
+class EvalOptions(ProbingOptions, total=False):
+    """The fields of `secateur.dynamic_settings.ProbedEvalSettings`, all with a default."""
 
     protocol: "Protocol | None"
     text: str | None
@@ -57,22 +71,12 @@ class EvalOptions(TypedDict, total=False):
     device: str
     dtype: "Dtype"
     trust_remote_code: bool
-    dynamic: float | None
-    small: str | PathLike[str] | None
     batch: int
-    state: str | PathLike[str] | None
-    attention: "Attention | None"
-    paper: bool
-    griffin: bool
-    memory: "Memory"
-    calibration: str | None
     allow_overlap: bool
-    samples: int
-    seed: int
 
 
-class TaskOptions(TypedDict, total=False):
-    """The fields of `secateur.task_settings.TaskSettings`, all with a default; those from `device` on are for a checkpoint."""
+class TaskOptions(ProbingOptions, total=False):
+    """The fields of `secateur.task_settings.TaskSettings`, all with a default; only the first three are for a model in memory."""
 
     limit: int | None
     num_fewshot: int | None
@@ -80,17 +84,7 @@ class TaskOptions(TypedDict, total=False):
     device: str
     dtype: "Dtype"
     trust_remote_code: bool
-    dynamic: float | None
-    small: str | PathLike[str] | None
-    state: str | PathLike[str] | None
-    attention: "Attention | None"
-    paper: bool
-    griffin: bool
-    memory: "Memory"
-    calibration: str | None
-    samples: int
     seq_len: int
-    seed: int
 
 
 class ExportOptions(TypedDict, total=False):
