@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,14 +108,35 @@ class Record:
         return path
 
 
-def read_runs(paths: Sequence[Path]) -> list[Record]:
+def read_runs(
+    paths: Sequence[Path], warn: Callable[[str], None] = lambda _: None, check: Callable[[Record], None] = lambda _: None
+) -> list[Record]:
     """The records of run directories, record files, pruned models, and directories that hold run directories; each once.
 
-    Raises `UserError` for what is none of these.
+    One that cannot be read among others in a directory of runs is left out with a warning. Raises `UserError` for what is none of
+    these, and for one that was named itself or was the only one. `check` raises one for a record that holds something else than
+    its command writes.
     """
-    read = [record for path in paths for record in sorted(map(_read, _files(path)), key=lambda record: record.time)]
+    read = [record for path in paths for record in sorted(_read_all(path, warn, check), key=lambda record: record.time)]
     records = {json.dumps(record.to_json(), sort_keys=True): record for record in read}
     return list(records.values())  # a pruned model holds the record that lies in its run directory as well
+
+
+def _read_all(path: Path, warn: Callable[[str], None], check: Callable[[Record], None]) -> list[Record]:
+    found: list[Record] = []
+    refused: list[UserError] = []
+    for file in _files(path):
+        try:
+            record = _read(file)
+            check(record)
+            found.append(record)
+        except UserError as error:
+            refused.append(error)
+    if refused and not found:
+        raise refused[0]
+    for error in refused:
+        warn(f"left out: {error}")
+    return found
 
 
 def identity(spec: str | Path) -> str | None:

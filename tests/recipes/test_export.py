@@ -203,6 +203,16 @@ def test_a_tokenizer_without_counterpart_names_the_way_out(checkpoint: Callable[
     assert fields(model.parent / "model-f16.gguf")["tokenizer.ggml.model"] == "none"
 
 
+def test_a_linked_model_goes_by_the_name_of_its_link(checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    model = checkpoint("llama")
+    link = model.parent / "linked" / "mine"
+    link.parent.mkdir()
+    link.symlink_to(model)
+    assert exported(link).out == str(link.parent / "mine-f32.gguf")
+    monkeypatch.chdir(model)
+    assert exported(Path()).out == str(model.parent / "model-f32.gguf")
+
+
 def test_a_file_that_is_there(checkpoint: Callable[..., Path], tmp_path: Path):
     model, out = checkpoint("llama"), tmp_path / "a.gguf"
     out.write_text("mine")

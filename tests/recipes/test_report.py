@@ -159,12 +159,48 @@ def test_a_report_replaces_reports_alone(checkpoint: Make, tmp_path: Path) -> No
     _, record = prune(checkpoint("llama"), tmp_path / "smaller", eval="none")
     for _ in range(2):
         run("report", tmp_path / "smaller", out=tmp_path / "r.html")
-    for given, said in ((tmp_path / "text.txt", "exists and is no report"), (tmp_path, "is a directory")):
-        done = CliRunner().invoke(app, ["report", str(tmp_path / "smaller"), "--out", str(given)], prog_name="secateur")
+    (tmp_path / "other.html").write_text("<p>mine")
+    for given, words, said in (
+        (tmp_path / "other.html", [], "exists and is no report"),
+        (tmp_path, [], "is a directory"),
+        (tmp_path / "smaller" / "config.json", ["--force"], "does not end in .html"),
+    ):
+        done = CliRunner().invoke(app, ["report", *words, str(tmp_path / "smaller"), "--out", str(given)], prog_name="secateur")
         assert done.exit_code == 2 and said in done.stderr
-    run("report", "--force", tmp_path / "smaller", out=tmp_path / "text.txt")
-    assert (tmp_path / "text.txt").read_text() == (tmp_path / "r.html").read_text()
+    (tmp_path / "mine.html").write_text("mine")
+    run("report", "--force", tmp_path / "smaller", out=tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == (tmp_path / "r.html").read_text()
     assert record.figures["scores"]
+
+
+def test_an_export_is_told_of_its_model(checkpoint: Make, tmp_path: Path, elsewhere: Path) -> None:
+    model, out = checkpoint("llama"), tmp_path / "smaller"
+    prune(model, out, allocation="uniform", eval="none")
+    found, (path,) = run("export", out, "--no-tokenizer", "--no-check", to="gguf", dtype="f32")
+    (record,) = read_runs([path])
+    assert record.command == "secateur export smaller --to gguf --dtype f32 --no-tokenizer --no-check"
+    assert record.models["model"].identity == identity(out) and str(tmp_path) not in json.dumps(record.to_json())
+    run("report", out, path.parent, out=tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "Files for other programs" in page and found["dtype"] == "f32"
+    for told in (">smaller-f32.gguf<", ">llama<", ">not run<"):
+        assert told in page
+
+
+def test_a_damaged_record_among_others_is_left_out(checkpoint: Make, tmp_path: Path) -> None:
+    model = checkpoint("llama")
+    _, (path,) = run("eval", model, text=text_beside(model), seq_len=16, run_dir=tmp_path / "runs")
+    body = json.loads(path.read_text())
+    for name, text in {"cut": path.read_text()[:99], "wrong": json.dumps({**body, "result": {"perplexity": "x"}})}.items():
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "record.json").write_text(text)
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "r.html"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["runs"] == 1
+    assert re.search(r"warning: left out: .*cut/record.json' is not JSON", done.stderr)
+    assert re.search(r"warning: left out: .*wrong/record.json is damaged: `result.perplexity` is 'x'", done.stderr)
+    for named in ("cut", "wrong"):
+        done = CliRunner().invoke(app, ["report", str(tmp_path / "runs" / named), "--out", str(tmp_path / "r.html")])
+        assert done.exit_code == 2 and "error: " in done.stderr
 
 
 def test_the_library_says_nothing_and_writes_beside_the_output_alone(checkpoint: Make, tmp_path: Path, elsewhere: Path) -> None:

@@ -58,24 +58,24 @@ def bench(
 
 
 def _shown(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The medians, with least and most behind them where they matter."""
+    """The medians; behind them the least and most of a time, and where the median of a speedup lies."""
     rows = [
         {
             "shape": f"{row['batch']} x {row['seq_len']}",
             **{name: row[name] for name in ("phase", "model")},
-            "ms": _spread(row, "seconds", 1000.0),
+            "ms": _spread(row, "seconds", ("least", "most"), 1000.0),
             "tokens/s": f"{row['tokens_per_second']:,.0f}",
             "GFLOP/s": _digits(row["flops_per_second"] / 1e9),
-            "speedup": _spread(row, "speedup") if "speedup" in row else "",
+            "speedup": _spread(row, "speedup", ("low", "high")) if "speedup" in row else "",
         }
         for row in found.get("cells", [])
     ]
     return {name: value for name, value in {**found, "cells": rows}.items() if value != []}
 
 
-def _spread(row: Mapping[str, Any], name: str, factor: float = 1.0) -> str:
-    middle, least, most = (_digits(row[key] * factor) for key in (name, f"{name}_least", f"{name}_most"))
-    return f"{middle} ({least}..{most})"
+def _spread(row: Mapping[str, Any], name: str, ends: tuple[str, str], factor: float = 1.0) -> str:
+    middle, low, high = (_digits(row[key] * factor) for key in (name, *(f"{name}_{end}" for end in ends)))
+    return f"{middle} ({low}..{high})"
 
 
 def _digits(value: float) -> str:

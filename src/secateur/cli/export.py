@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from secateur.cli.options import DATA, TEXT, Json, Model, TrustRemoteCode
+from secateur.cli.options import DATA, TEXT, Json, Model, RunDir, TrustRemoteCode
 from secateur.cli.output import Output
+from secateur.cli.recording import leave_record
 
 To = Annotated[Literal["gguf"], Option(help="Kind of file: gguf, for llama.cpp and what is built on it.")]
 Type = Annotated[
@@ -36,6 +37,7 @@ def export(
     check_tokens: CheckTokens = 256,
     force: Force = False,
     trust_remote_code: TrustRemoteCode = False,
+    run_dir: RunDir = None,
     json: Json = False,
 ) -> None:
     """Write a checkpoint, pruned or not, as a file of another program; one weight is in memory at a time.
@@ -43,11 +45,13 @@ def export(
     The file is read back and compared with the checkpoint, and run by that program where it is installed, before it appears.
     """
     options = {**locals()}
-    del options["json"]
+    del options["json"], options["run_dir"]
     with Output(json) as output:
         from secateur.export_settings import ExportSettings
 
         settings = ExportSettings(**options)
         from secateur.recipes.export import export as run
 
-        output.show("Exported", run(settings, output.reporter).to_json())
+        found = run(settings, output.reporter).to_json()
+        leave_record(output, "export", settings, found, run_dir=run_dir)
+        output.show("Exported", found)

@@ -22,9 +22,10 @@ def report(runs: Runs, out: Out = Path("report.html"), force: Force = False, jso
     """Put runs together into one HTML page that needs nothing but a browser: several pruned models become a comparison."""
     with Output(json) as output:
         from secateur.records import read_runs
+        from secateur.reporting.facts import check
         from secateur.reporting.page import html_report
         from secateur.reporting.writing import write_report
 
-        records = read_runs(runs)
+        records = read_runs(runs, output.reporter.warn, check)
         size = write_report(html_report(records), out, force=force)
         output.show("Report", {"report": str(out), "bytes": size, "runs": len(records)})

@@ -95,7 +95,7 @@ def published(out: Path) -> Iterator[Path]:
 
     What a killed run left behind is removed by the next one. A full disk is a `UserError`.
     """
-    out = out.absolute()
+    out = out.resolve() if out.name == ".." else out.absolute().parent.resolve() / out.name  # a/../b needs no a
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _recover(out)

@@ -14,7 +14,7 @@ from secateur.calibration.tokens import load_tokenizer, tokenise
 from secateur.dynamic_settings import BenchSettings
 from secateur.errors import UserError
 from secateur.evaluation.flops import Work, count_work
-from secateur.evaluation.speed import Cell, Spread, Times, compare_speed
+from secateur.evaluation.speed import Cell, compare_speed
 from secateur.recipes.bench_memory import measure_peak, open_whole
 from secateur.recipes.dynamic import Dynamic, Whole, draw, kept, read_state, restore
 from secateur.recipes.rounding import advise
@@ -23,17 +23,18 @@ from secateur.runs import environment, hardware
 from secateur.runtime.refitted import Refitted
 
 CALIBRATED = 128  # tokens of a calibration sequence
-ENOUGH = 3.0  # seconds of runs of one shape, after which no more than were asked for are needed
+LEAST_SECONDS, MOST_SECONDS = 3.0, 10.0  # of one shape: see `compare_speed`
 BASE, PROBED = "model", "dynamic"  # names of the first model, and of it probed
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
     """`cells`: a row for each batch size, length, phase and model: seconds and tokens_per_second of the median run, their least
-    and most; `flops`, the arithmetic of the matrix products and attention as it was done, and `flops_per_second`; and for all but
-    the first model `speedup`, how many times as fast it is as the first (of paired runs: median, least, most). `not_faster`: in
-    words, every cell where a smaller model has a median speedup of at most 1. `advice`: what would make it so, or that none was
-    found, for the worst of these cells of each checkpoint and phase."""
+    and most; `each`, the seconds of every run, the same place of two models being the same tokens, one right after the other;
+    `flops`, the arithmetic of the matrix products and attention as it was done, and `flops_per_second`; and for all but the first
+    model `speedup`, how many times as fast it is as the first (of paired runs: median, least, most, and `low` and `high`, between
+    which the median lies in 95 of 100 cases). `not_faster`: in words, every cell where a smaller model has a median speedup of at
+    most 1. `advice`: what would make it so, or that none was found, for the worst of these cells of each checkpoint and phase."""
 
     models: list[dict[str, Any]]
     cells: list[dict[str, Any]]
@@ -61,7 +62,7 @@ def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
     paths = dict(zip(names, [settings.model, *settings.others], strict=True))
     opened = {name: open_whole(settings, path) for name, path in paths.items()}
     for whole in opened.values():
-        _check_room(settings, whole)
+        _check_room(settings, whole, report)
     first = opened[names[0]]
     calibration = widths = None
     with TemporaryDirectory(prefix="secateur-") as directory:
@@ -100,13 +101,17 @@ def _names(paths: Sequence[str]) -> list[str]:
     return found
 
 
-def _check_room(settings: BenchSettings, whole: Whole) -> None:
+def _check_room(settings: BenchSettings, whole: Whole, report: Reporter) -> None:
+    """Refuse positions that a model has no embedding for; say so where they only are more than it was made for."""
     binding, wanted = whole.source.binding, max(settings.seq_len) + settings.new_tokens
-    if "position" in binding.sizes and wanted > (most := binding.config.max_position_embeddings):
-        raise UserError(
-            f"--seq-len {max(settings.seq_len)} and --new-tokens {settings.new_tokens} need {wanted} positions, and the "
-            f"{binding.model_type} model in {whole.source.directory} has {most}. Give shorter ones."
-        )
+    most = getattr(binding.config, "max_position_embeddings", None)
+    if not isinstance(most, int) or wanted <= most:
+        return
+    asked = f"--seq-len {max(settings.seq_len)} and --new-tokens {settings.new_tokens} need {wanted:,} positions, and the "
+    theirs = f"{binding.model_type} model in {whole.source.directory}"
+    if "position" in binding.sizes:
+        raise UserError(f"{asked}{theirs} has {most:,}. Give shorter ones.")
+    report.warn(f"{asked}{theirs} is made for {most:,}: it takes as long, but would not be used so")
 
 
 def _probed(settings: BenchSettings, whole: Whole, report: Reporter) -> tuple[Dynamic, str | None]:
@@ -159,27 +164,15 @@ def _times(settings: BenchSettings, models: dict[str, Any], report: Reporter) ->
         work = {name: count_work(model, ids, settings.new_tokens) for name, model in models.items()}
         times = compare_speed(
             models, cell, vocab=vocab, runs=settings.runs, new_tokens=settings.new_tokens, seed=settings.seed + number,
-            track=lambda items, total, label=label: report.track(items, label, total), seconds=ENOUGH,
+            track=lambda items, total, label=label: report.track(items, label, total),
+            least_seconds=LEAST_SECONDS, most_seconds=MOST_SECONDS,
         )  # fmt: skip
-        yield list(_rows(times, work, settings.new_tokens))
+        yield [_with_work(row, work[row["model"]]) for row in times.rows(settings.new_tokens)]
 
 
-def _rows(times: Times, work: dict[str, Work], new_tokens: int) -> Iterator[dict[str, Any]]:
-    batch, seq_len = times.cell
-    base = next(iter(times.prefill))
-    for phase, tokens in (("prefill", batch * seq_len), ("decode", batch * new_tokens)):
-        for name, runs in getattr(times, phase).items():
-            row: dict[str, Any] = {"batch": batch, "seq_len": seq_len, "phase": phase, "model": name, "runs": len(runs)}
-            took = Spread.of(runs)
-            row |= _named("seconds", took)
-            row |= _named("tokens_per_second", Spread(tokens / took.median, tokens / took.most, tokens / took.least))
-            flops = getattr(work[name], phase)
-            row |= {"flops": flops, "flops_per_second": flops / row["seconds"]}
-            yield row | ({} if name == base else _named("speedup", times.speedup(phase, name, base)))
-
-
-def _named(name: str, spread: Spread) -> dict[str, float]:
-    return {name: spread.median, f"{name}_least": spread.least, f"{name}_most": spread.most}
+def _with_work(row: dict[str, Any], work: Work) -> dict[str, Any]:
+    flops = getattr(work, row["phase"])
+    return row | {"flops": flops, "flops_per_second": flops / row["seconds"]}
 
 
 def _not_faster(models: list[dict[str, Any]], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,7 +185,7 @@ def _not_faster(models: list[dict[str, Any]], cells: list[dict[str, Any]]) -> li
 def _lamented(row: dict[str, Any]) -> str:
     return (
         f"{row['model']} is not faster in {row['phase']} at batch {row['batch']} x {row['seq_len']}: {row['speedup']:.2f} times "
-        f"as fast ({row['speedup_least']:.2f} to {row['speedup_most']:.2f})"
+        f"as fast ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
     )
 
 

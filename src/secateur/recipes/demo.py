@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from secateur.calibration.stdlib import fingerprint
-from secateur.evaluation.speed import Cell, Spread, Times, compare_speed
+from secateur.evaluation.speed import Cell, Times, compare_speed
 from secateur.recipes.prune import PruneResult, prune
 from secateur.recipes.recording import RUNS, leave
 from secateur.records import Model, Record, identity, read_runs
@@ -76,7 +76,7 @@ def demo(report: Reporter) -> DemoResult:
         continuation_before=continuation(*before), continuation_after=continuation(*after),
         seconds=time.perf_counter() - start, peak_memory_bytes=result.peak_memory_bytes,
     )  # fmt: skip
-    timed = {"models": [{"model": "model"}, {"model": "pruned"}], "cells": rows(times), "runs": ROUNDS}
+    timed = {"models": [{"model": "model"}, {"model": "pruned"}], "cells": list(times.rows(0)), "runs": ROUNDS}
     record = Record.now(
         "demo", command="secateur demo", settings={}, result=portable(found.to_json()) | timed,
         models={
@@ -115,16 +115,3 @@ def compare(before: Any, after: Any) -> Times:
     """One forward pass of each, in turns."""
     models = {"model": before, "pruned": after}
     return compare_speed(models, Cell(1, LENGTH), vocab=before.config.vocab_size, runs=ROUNDS, new_tokens=0, seed=0)
-
-
-def rows(times: Times) -> list[dict[str, Any]]:
-    """As `recipes.bench` has them."""
-    found = []
-    for name, runs in times.prefill.items():
-        spreads = {"seconds": Spread.of(runs), "tokens_per_second": Spread.of([LENGTH / s for s in runs])}
-        spreads |= {"speedup": times.speedup("prefill", name, "model")} if name != "model" else {}
-        row: dict[str, Any] = {"batch": 1, "seq_len": LENGTH, "phase": "prefill", "model": name}
-        for what, spread in spreads.items():
-            row |= {what: spread.median, f"{what}_least": spread.least, f"{what}_most": spread.most}
-        found.append(row)
-    return found

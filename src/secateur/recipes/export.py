@@ -109,9 +109,9 @@ def check_package() -> None:
 def _beside(settings: ExportSettings, directory: Path) -> Path:
     """A hub model's own directory is a cache, so its file goes where the person is."""
     local = Path(settings.model).expanduser().is_dir()
-    name = directory.resolve().name if local else settings.model.rpartition("/")[2]
-    parent = directory.resolve().parent if local else Path()
-    return parent / f"{name}-{settings.dtype}.gguf"
+    beside = directory.absolute() if directory.name not in ("", "..") else directory.resolve()  # a link keeps its own name
+    name = beside.name if local else settings.model.rpartition("/")[2]
+    return (beside.parent if local else Path()) / f"{name}-{settings.dtype}.gguf"
 
 
 def _vocabulary(settings: ExportSettings, source: Checkpoint) -> Vocabulary | None:

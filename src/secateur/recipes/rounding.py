@@ -65,7 +65,7 @@ def _roundings(layers: Sequence[Sizes]) -> Iterator[tuple[int, list[Sizes]]]:
 
 
 def _told(speedup: Spread) -> str:
-    return f"{speedup.median:.2f} times as fast ({speedup.least:.2f} to {speedup.most:.2f})"
+    return f"{speedup.median:.2f} times as fast ({speedup.low:.2f} to {speedup.high:.2f})"
 
 
 def _shown(layers: Sequence[Sizes]) -> str:

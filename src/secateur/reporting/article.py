@@ -37,6 +37,7 @@ class Article:
     timings: Table | None = None
     not_faster: list[str] = field(default_factory=list)
     memory: list[str] = field(default_factory=list)
+    exports: Table | None = None
     scores: list[Plot] = field(default_factory=list)
     how: list[tuple[str, str]] = field(default_factory=list)
     load: str = ""
@@ -50,7 +51,7 @@ def article(candidate: Candidate, records: Sequence[Record]) -> Article:
     common = {
         "anchor": f"model-{candidate.number}", "candidate": candidate, "quality": _quality(candidate), "tasks": _tasks(candidate),
         "speed": speed_plots(candidate, records), "timings": timings(candidate), "not_faster": not_faster(candidate, records),
-        "memory": memory(candidate),
+        "memory": memory(candidate), "exports": _exports(candidate),
         "bench_command": f"secateur bench {candidate.base.name if candidate.base else 'ORIGINAL'} {candidate.name}",
     }  # fmt: skip
     if facts is None or figures is None or candidate.pruned is None:
@@ -155,6 +156,17 @@ def _tasks(candidate: Candidate) -> Table | None:
         for t in candidate.tasks
     ]
     return Table(head=("task", "metric", "rows", "before", "after"), rows=rows, numeric=3)
+
+
+def _exports(candidate: Candidate) -> Table | None:
+    rows = []
+    for file in candidate.exports:
+        found = file.agreement
+        told = [f"{percent(found.top_1)} of {found.tokens:,}", plus_minus(found.perplexity_hugging_face, None),
+                plus_minus(found.perplexity_llama_cpp, None)] if found else ["not run", "", ""]  # fmt: skip
+        rows.append([file.out, file.architecture, file.dtype, bytes_of(file.bytes), *told])
+    head = ("file", "as", "type", "size", "same likeliest token", "perplexity, Hugging Face", "llama.cpp")
+    return Table(head=head, rows=rows, numeric=4) if rows else None
 
 
 def _scores(figures: FigureFacts) -> list[Plot]:

@@ -5,7 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from secateur.records import Model, Record
-from secateur.reporting.facts import BenchFacts, EvalFacts, FigureFacts, PruneFacts, TaskFacts, TasksFacts, TimedCell
+from secateur.reporting.facts import (
+    BenchFacts,
+    EvalFacts,
+    ExportFacts,
+    FigureFacts,
+    PruneFacts,
+    TaskFacts,
+    TasksFacts,
+    TimedCell,
+)
 from secateur.reporting.words import duration
 
 
@@ -68,6 +77,7 @@ class Candidate:
     tasks: list[TaskFacts] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    exports: list[ExportFacts] = field(default_factory=list)
     base: "Candidate | None" = None
 
     @property
@@ -119,6 +129,8 @@ class Gathered:
                 self._evaluated(record)
             elif record.verb in ("bench", "demo"):
                 self._timed(record, number)
+            elif record.verb == "export":
+                self._at(_part(record, "model", "a model"), record).exports.append(ExportFacts.read(record))
         for number, candidate in enumerate(self.candidates, start=1):
             candidate.number = number
 

@@ -8,6 +8,8 @@ from typing import Any
 
 # Settings that say where and how a run took place, not what it made.
 SILENT = frozenset({"resume", "force", "dry_run", "run_dir", "push_to_hub", "private"})
+NEGATED = frozenset({"tokenizer", "check"})
+"""Switches that are on unless they are turned off."""
 SPACED = frozenset({"methods", "estimators"})
 REPEATED = frozenset({"prompt"})
 POSITIONAL = ("model", "other", "others")
@@ -58,6 +60,8 @@ def command(settings: Mapping[str, Any], verb: str = "prune") -> str:
         given = settings.get(name)
         parts += map(str, given if isinstance(given, (list, tuple)) else [given] if given is not None else [])
     for name, value in settings.items():
+        if name in NEGATED and value is False:
+            parts.append(f"--no-{name}")
         if name in SILENT or name in POSITIONAL or value is None or value is False or value in ("", [], ()):
             continue
         flag = "--" + {"evaluation": "eval"}.get(name, name).replace("_", "-")

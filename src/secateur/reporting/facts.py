@@ -4,6 +4,7 @@ Imports no torch.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -168,6 +169,14 @@ class TimedCell(Facts):
     speedup: float | None = None
     speedup_least: float | None = None
     speedup_most: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+
+    @property
+    def speedup_ends(self) -> tuple[float | None, float | None]:
+        """Between which the median lies; least and most where that was not recorded."""
+        known = self.speedup_low is not None and self.speedup_high is not None
+        return (self.speedup_low, self.speedup_high) if known else (self.speedup_least, self.speedup_most)
 
 
 class BenchFacts(Facts):
@@ -221,6 +230,21 @@ class StudyFacts(Facts):
     rows: list[StudyRow]
 
 
+class AgreementFacts(Facts):
+    tokens: int
+    top_1: float
+    perplexity_hugging_face: float
+    perplexity_llama_cpp: float
+
+
+class ExportFacts(Facts):
+    out: str
+    architecture: str
+    dtype: str
+    bytes: int
+    agreement: AgreementFacts | None = None
+
+
 class CompletionFacts(Facts):
     prompt: str
     text: str
@@ -231,3 +255,17 @@ class GenerateFacts(Facts):
     completions: list[CompletionFacts]
     tokens_per_second: float
     calibration: str | None = None
+
+
+READ: Mapping[str, type[Facts]] = {
+    "prune": PruneFacts, "bench": BenchFacts, "demo": BenchFacts, "compare": CompareFacts, "study gradients": StudyFacts,
+    "export": ExportFacts, "generate": GenerateFacts,
+}  # fmt: skip
+
+
+def check(record: Record) -> None:
+    """Read all that the report would. Raises `UserError` for a record that is damaged."""
+    FigureFacts.read(record, "figures")
+    facts = (TasksFacts if "tasks" in record.result else EvalFacts) if record.verb == "eval" else READ.get(record.verb)
+    if facts is not None:
+        facts.read(record)

@@ -136,8 +136,8 @@ def _reference(record: Record) -> str | None:
 
 
 def _share(cell: TimedCell) -> tuple[float, float, float]:
-    """Median, least and most of the time over the reference's, which is 1 of itself."""
-    known = [cell.speedup, cell.speedup_most, cell.speedup_least]
+    """Median of the time over the reference's, which is 1 of itself, and the ends of where it lies."""
+    known = [cell.speedup, *reversed(cell.speedup_ends)]
     middle, least, most = (1 / value if value else 1.0 for value in known)
     return middle, least, most
 

@@ -20,7 +20,7 @@ def speed_plots(candidate: Candidate, records: Sequence[Record]) -> list[Plot]:
     for number in dict.fromkeys(t.bench for t in candidate.timings):
         cells = [t.cell for t in candidate.timings if t.bench == number and t.cell.speedup is not None]
         values = [
-            Value(label=shape(c), value=c.speedup, low=c.speedup_least, high=c.speedup_most, told=f"{c.speedup:.2f}×",
+            Value(label=shape(c), value=c.speedup, low=c.speedup_ends[0], high=c.speedup_ends[1], told=f"{c.speedup:.2f}×",
                   cls="c0" if c.speedup > 1 else "c2")
             for c in cells if c.speedup is not None
         ]  # fmt: skip
@@ -32,7 +32,7 @@ def speed_plots(candidate: Candidate, records: Sequence[Record]) -> list[Plot]:
         if image:
             facts = BenchFacts.read(records[number])
             runs = f"{facts.runs} paired runs or more" if facts.runs else "paired runs"
-            note = f"Ratios of {runs}: their median, which is not the ratio of the medians; whiskers: least and most."
+            note = f"Ratios of {runs}: their median, which is not the ratio of the medians; whiskers: where it is, in 95 of 100 cases."
             plots.append(Plot(image=image, caption=f"{note} {_place(records[number])}"))
     return plots
 

@@ -17,7 +17,7 @@ def count(value: Number) -> str:
 def digits(value: Number) -> str:
     """Three of them, or all before the point."""
     if not math.isfinite(value):
-        return "infinite" if value > 0 else str(value)
+        return "not a number" if math.isnan(value) else "infinite" if value > 0 else "-infinite"
     if value == 0:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-3:

@@ -14,6 +14,8 @@ def write_report(page: str, out: Path, *, force: bool = False) -> int:
     """
     if out.is_dir():
         raise UserError(f"--out {str(out)!r} is a directory. Give the name of a file, such as {str(out / 'report.html')!r}.")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {str(out)!r} does not end in .html. Give a name such as {str(out.with_suffix('.html'))!r}.")
     if out.exists() and not force and not _is_report(out):
         raise UserError(
             f"--out {str(out)!r} exists and is no report of secateur. Give another --out, or --force to replace it."

@@ -58,7 +58,7 @@ def test_the_text_is_all_there_is_on_stdout(recipe: Install) -> None:
 def test_a_benchmark_is_a_table(recipe: Install) -> None:
     row = {"batch": 1, "seq_len": 16, "phase": "prefill", "model": "dynamic"} | {
         f"{name}{end}": value for name, value in (("seconds", 0.25), ("tokens_per_second", 64.0), ("speedup", 0.5))
-        for end in ("", "_least", "_most")
+        for end in ("", "_least", "_most", "_low", "_high")
     } | {"flops": 2e9, "flops_per_second": 8e9}  # fmt: skip
     recipe("bench", answer={"cells": [row], "not_faster": ["dynamic is not faster"], "runs": 5})
     done = run("bench", "m", "--dynamic", "0.4")

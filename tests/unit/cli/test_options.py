@@ -43,7 +43,7 @@ FLAGS = {
     "bench": (MACHINE - {"--max-memory"}) | PROBING | {"--batch", "--seq-len", "--new-tokens", "--runs", "--run-dir", "--json"},
     "export": {
         "--to", "--dtype", "--out", "--force", "--tokenizer", "--check", "--text", "--check-tokens",
-        "--trust-remote-code", "--json",
+        "--trust-remote-code", "--run-dir", "--json",
     },
     "inspect": {"--trust-remote-code", "--json"},
     "ls": {"--json"},
@@ -113,7 +113,7 @@ def test_prune_passes_every_option(recipe: Install) -> None:
 
 
 def test_flags_settings_and_keywords_of_an_export_agree() -> None:
-    given = {n: p.default for n, p in inspect.signature(export).parameters.items() if n not in ("json", "model", "to")}
+    given = {n: p.default for n, p in inspect.signature(export).parameters.items() if n not in ("json", "run_dir", "model", "to")}
     assert given == {n: field.default for n, field in ExportSettings.model_fields.items() if n not in ("model", "to")}
     assert set(ExportOptions.__annotations__) == given.keys()
 
