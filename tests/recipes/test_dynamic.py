@@ -263,7 +263,10 @@ class TestBench:
             for name in ("model", "default_model", "dynamic")
         }  # fmt: skip
         for (batch, length, phase, name), cell in cells.items():
-            assert 0 < cell["seconds_least"] <= cell["seconds"] <= cell["seconds_most"] and 5 <= cell["runs"] == len(cell["each"]) <= 200
+            assert (
+                0 < cell["seconds_least"] <= cell["seconds"] <= cell["seconds_most"]
+                and 5 <= cell["runs"] == len(cell["each"]) <= 200
+            )
             tokens = batch * (length if phase == "prefill" else 3)
             assert cell["tokens_per_second"] == pytest.approx(tokens / cell["seconds"])
             assert cell["flops"] == flops(batch, length, 0 if phase == "prefill" else 3)
@@ -271,7 +274,13 @@ class TestBench:
             assert ("speedup" in cell) == (name != "model")
             if name != "model":
                 assert 1 / 3 < cell["speedup"] < 3
-                assert cell["speedup_least"] <= cell["speedup_low"] <= cell["speedup"] <= cell["speedup_high"] <= cell["speedup_most"]
+                assert (
+                    cell["speedup_least"]
+                    <= cell["speedup_low"]
+                    <= cell["speedup"]
+                    <= cell["speedup_high"]
+                    <= cell["speedup_most"]
+                )
         assert [m["parameters"] for m in found["models"]] == [6_557_952] * 3
         assert all(50 * 2**20 < m["peak_memory_bytes"] < 4 * 2**30 for m in found["models"])
         assert "at batch 2 x 48, decoding included" in found["peak_memory"]

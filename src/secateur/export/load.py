@@ -1,5 +1,7 @@
 """Load any model that secateur wrote, in memory, as a Hugging Face model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,23 @@ def load(
             f"{RECORD}."
         ) from error
     return loaded.to(device).eval()
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers in the block: for loads that are a small part of something with a progress of its own."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    from transformers.utils import logging
+
+    shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+            if not hub_shown:
+                disable_progress_bars()
 
 
 def load_pruned(

@@ -23,6 +23,7 @@ from secateur.runs import environment, hardware
 from secateur.runtime.refitted import Refitted
 
 CALIBRATED = 128  # tokens of a calibration sequence
+NOISY = 0.03  # half the interval in which a speedup's median lies, over it: more is worth a word
 LEAST_SECONDS, MOST_SECONDS = 3.0, 10.0  # of one shape: see `compare_speed`
 BASE, PROBED = "model", "dynamic"  # names of the first model, and of it probed
 
@@ -77,6 +78,7 @@ def bench(settings: BenchSettings, report: Reporter) -> BenchResult:
         models = {name: whole.load() for name, whole in opened.items()} | models
         rows = [_described(name, paths.get(name), settings, model) for name, model in models.items()]
         cells = [row for found in _times(settings, models, report) for row in found]
+        _warn_of_noise(cells, report)
         slower = _not_faster(rows, cells)
         advice = list(_advice(slower, opened, models, settings, report))
         models.clear()  # their memory is for the processes that follow
@@ -168,6 +170,16 @@ def _times(settings: BenchSettings, models: dict[str, Any], report: Reporter) ->
             least_seconds=LEAST_SECONDS, most_seconds=MOST_SECONDS,
         )  # fmt: skip
         yield [_with_work(row, work[row["model"]]) for row in times.rows(settings.new_tokens)]
+
+
+def _warn_of_noise(cells: Sequence[dict[str, Any]], report: Reporter) -> None:
+    known = [row for row in cells if "speedup" in row]
+    noisy = [row for row in known if row["speedup_high"] - row["speedup_low"] > 2 * NOISY * row["speedup"]]
+    if noisy:
+        report.warn(
+            f"{len(noisy)} of {len(known)} speedups are not known within {NOISY:.0%}: the times changed from round to round, as they "
+            f"do where other programs run. Stop these, or give more --runs"
+        )
 
 
 def _with_work(row: dict[str, Any], work: Work) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from secateur.calibration.stdlib import fingerprint
 from secateur.evaluation.speed import Cell, Times, compare_speed
+from secateur.export.load import without_bars
 from secateur.recipes.prune import PruneResult, prune
 from secateur.recipes.recording import RUNS, leave
 from secateur.records import Model, Record, identity, read_runs
@@ -66,7 +67,8 @@ def demo(report: Reporter) -> DemoResult:
     result = prune(settings, report)
     assert isinstance(result, PruneResult)
     report.say("loading both with transformers, to compare what they say and how fast")
-    before, after = load(model), load(OUT / "pruned")
+    with without_bars():
+        before, after = load(model), load(OUT / "pruned")
     times = compare(before[0], after[0])
     found = DemoResult(
         out=result.out, report=str(OUT / "report.html"), ratio_reached=result.ratio_reached, parameters_before=result.parameters_before,

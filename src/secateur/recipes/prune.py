@@ -65,7 +65,7 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
         job.binding, [plan.layer_sizes(i) for i in plan.remaining], job.new_biases(), plan.dropped, form=settings.format
     )
     with published(settings.out) as fresh:
-        shards, error = operate(job, plan, shape, store, rewritten, fresh, report)
+        shards, error, reloaded = operate(job, plan, shape, store, rewritten, fresh, report)
         written = Checkpoint.open(fresh, dtype=job.dtype, trust_remote_code=settings.trust_remote_code)
         after = loss_of(job, written, None, report, "evaluating the result")
         result = PruneResult(
@@ -78,7 +78,7 @@ def prune(settings: PruneSettings, report: Reporter, texts: Texts | None = None)
             overlap=job.texts.overlap.to_json() if job.texts.overlap else None, stock=shape.stock,
             load=shape.loading(str(settings.out)), gguf=None, published=None,
             notes=left_whole(plan, job.budget / job.block_parameters) + shape.notes + shape.reasons, verified=error,
-            run_dir=str(run.path),
+            reloaded=reloaded.to_json(), run_dir=str(run.path),
             seconds=time.perf_counter() - start, peak_memory_bytes=peak(),
         )  # fmt: skip
         record = finish(job, result, plan, fresh, figures(job, plan, scores, store))

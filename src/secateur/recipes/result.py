@@ -36,6 +36,8 @@ class PruneResult:
     """Where on the hub, if it was asked for."""
     notes: tuple[str, ...]
     verified: float
+    reloaded: dict[str, Any]
+    """What the directory says, loaded as it will be, next to the masked original: see `recipes.reload.Reloaded`."""
     run_dir: str
     seconds: float
     peak_memory_bytes: int

@@ -16,6 +16,7 @@ from secateur.families.unequal import unequal_config
 from secateur.gradients.estimator import KINDS
 from secateur.plan import Plan
 from secateur.recipes.job import Job, plan_settings, written
+from secateur.recipes.reload import Reloaded, check_reloaded
 from secateur.recipes.result import PruneResult
 from secateur.records import Model, Record, identity
 from secateur.reporter import Reporter
@@ -122,8 +123,9 @@ def sealed(job: Job, layers: tuple[Kept, ...], dropped: tuple[int, ...] = ()) ->
 
 def operate(
     job: Job, plan: Plan, shape: Shape, store: Store, rewritten: Rewritten | None, fresh: Path, report: Reporter
-) -> tuple[Shards, float]:
-    """Write and check the smaller weights and everything beside them; the largest relative error of a layer comes back."""
+) -> tuple[Shards, float, Reloaded]:
+    """Write and check the smaller weights and everything beside them; the largest relative error of a layer comes back, and what
+    the directory was found to say."""
 
     def seen(layer: int, module: str) -> Any:
         return by_type(store.load(layer, modules=[module]))[module]
@@ -147,7 +149,11 @@ def operate(
     left = [plan.layers[i] for i in plan.remaining]
     save_config(unequal_config(job.target, shape.config, left) if unequal else shape.config, fresh)
     save_record({"stock": shape.stock, "plan": plan.to_dict(), "provenance": {}}, fresh)
-    return shards, max(verifier.errors)
+    report.say("loading the result")
+    reloaded = check_reloaded(
+        rebuild, fresh, drawn.ids[0], peak=job.peak, trust_remote_code=job.settings.trust_remote_code
+    )  # fmt: skip
+    return shards, max(verifier.errors), reloaded
 
 
 def finish(job: Job, result: PruneResult, plan: Plan, fresh: Path, figures: dict[str, Any]) -> Record:

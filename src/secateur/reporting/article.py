@@ -201,6 +201,7 @@ def _how(record: Record, facts: PruneFacts) -> list[tuple[str, str]]:
         rows.append(("evaluated text found in the calibration text", percent(shared, 2)))
     rows += [
         ("check after writing", f"every layer read back; largest relative difference {facts.verified:.1e}"),
+        ("check of the directory", facts.reloaded.told if facts.reloaded else ""),
         ("loads as", "a stock checkpoint" if facts.stock else "a checkpoint with its own modelling file"),
         ("when", record.time.replace("T", " ")), ("on", ", ".join(str(env[k]) for k in ("cpu", "system") if k in env)),
         ("versions", ", ".join(f"{name} {env[name]}" for name in ("secateur", "torch", "transformers", "python") if name in env)),

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from secateur.reporting.command import command, named, portable
+from secateur.reporting.facts import ReloadedFacts
 from secateur.reporting.kept import kept_rows
 from secateur.reporting.words import bytes_of, duration
 
@@ -60,6 +61,7 @@ code of this directory is run: `secateur.load`, or `from_pretrained` without the
 {%- endif %}
 - in {{ duration(r.seconds) }}, with {{ bytes_of(r.peak_memory_bytes) }} of memory at the peak
 - every layer read back and compared with the original, dropped units masked: largest relative error {{ "%.1e"|format(r.verified) }}
+- {{ reloaded }}
 - made with Python {{ environment.python }}, torch {{ environment.torch }}, transformers {{ environment.transformers }}
 
 The command:
@@ -105,7 +107,7 @@ def model_card(card: Card, source: Path) -> str:
         removed=removed, front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()), name=Path(out).name, base=base,
         r=card.result, settings=settings, environment=card.environment, load=load, command=command(settings),
         carries_code=library == "transformers" and not card.result["stock"], kept=kept_rows(card.figures), measured=_measured,
-        duration=duration, bytes_of=bytes_of,
+        reloaded=ReloadedFacts.model_validate(card.result["reloaded"]).told, duration=duration, bytes_of=bytes_of,
     )  # fmt: skip
 
 

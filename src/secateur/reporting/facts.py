@@ -34,6 +34,20 @@ class Facts(BaseModel):
             ) from None
 
 
+class ReloadedFacts(Facts):
+    how: str
+    tokens: int
+    error: float
+    greedy: int
+
+    @property
+    def told(self) -> str:
+        said = f", the same {self.greedy} tokens said next" if self.greedy else ""
+        return (
+            f"{self.how}: logits of {self.tokens} tokens within {self.error:.1e} of the original's, dropped units masked{said}"
+        )
+
+
 class PruneFacts(Facts):
     method: str
     compensate: str
@@ -58,6 +72,7 @@ class PruneFacts(Facts):
     load: str | None = None
     notes: list[str] = []
     verified: float
+    reloaded: ReloadedFacts | None = None
     seconds: float
     peak_memory_bytes: int | None = None
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur import axes
@@ -11,6 +11,7 @@ from secateur.errors import UserError
 from secateur.streaming.finite import blame, finite
 from secateur.streaming.source import read_layer, to_device
 from secateur.streaming.template import Template, run_layer
+from secateur.streaming.walk import Walk
 from secateur.surgery.rebuild import Rebuild, masked
 
 FULL_PRECISION_LAYER = 256 << 20  # bytes of a layer in float32 up to which the check computes in float32
@@ -59,6 +60,12 @@ class Verifier:
             raise mismatch(layer, f"its output is off by {error:.1e}, relative; at most {TOLERANCE[self.dtype]:.0e} is allowed")
         self.errors.append(error)
         self.hidden = expected
+
+    @torch.no_grad()
+    def logits(self) -> Float[Tensor, "block token vocab"]:
+        """Of the masked original, after every layer that stays was checked."""
+        walk = Walk(source=self.rebuild.source, template=self.template, device=self.device, dtype=self.dtype)
+        return self.template.epilogue(self.hidden, walk.outer_after(), torch.arange(self.hidden.shape[1]))
 
 
 def mismatch(layer: int, what: str) -> UserError:

@@ -113,7 +113,9 @@ def test_prune_passes_every_option(recipe: Install) -> None:
 
 
 def test_flags_settings_and_keywords_of_an_export_agree() -> None:
-    given = {n: p.default for n, p in inspect.signature(export).parameters.items() if n not in ("json", "run_dir", "model", "to")}
+    given = {
+        n: p.default for n, p in inspect.signature(export).parameters.items() if n not in ("json", "run_dir", "model", "to")
+    }
     assert given == {n: field.default for n, field in ExportSettings.model_fields.items() if n not in ("model", "to")}
     assert set(ExportOptions.__annotations__) == given.keys()
 

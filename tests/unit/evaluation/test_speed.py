@@ -42,7 +42,9 @@ def test_as_many_rounds_as_asked_for_and_a_first_that_does_not_count(timed: Call
 
 
 def test_short_runs_are_followed_by_more(timed: Callable[..., Times]) -> None:
-    assert len(timed(lambda *_: 0.125, least_seconds=3.0, most_seconds=9.0).prefill["base"]) == 11, "of a quarter second each, and one"
+    assert len(timed(lambda *_: 0.125, least_seconds=3.0, most_seconds=9.0).prefill["base"]) == 11, (
+        "of a quarter second each, and one"
+    )
     assert len(timed(lambda *_: 1e-5, least_seconds=3.0, most_seconds=9.0).prefill["base"]) == MOST * 5
     assert len(timed(lambda *_: 60.0, least_seconds=3.0, most_seconds=9.0).prefill["base"]) == 5
 
@@ -78,7 +80,11 @@ def test_rows_hold_all_that_the_figures_were_computed_from() -> None:
     assert set(rows) == {(phase, name) for phase in ("prefill", "decode") for name in ("base", "other")}
     base, other = rows["prefill", "base"], rows["prefill", "other"]
     paired = [a / b for a, b in zip(base["each"], other["each"], strict=True)]
-    assert (other["speedup"], other["speedup_least"], other["speedup_most"]) == (statistics.median(paired), min(paired), max(paired))
+    assert (other["speedup"], other["speedup_least"], other["speedup_most"]) == (
+        statistics.median(paired),
+        min(paired),
+        max(paired),
+    )
     assert (base["seconds"], base["tokens_per_second"], base["tokens_per_second_least"]) == (3.0, 16 / 3, 4.0)
     assert "speedup" not in base and rows["decode", "other"]["speedup"] == 0.5
     assert rows["decode", "other"]["tokens_per_second"] == 2 * 4 / 2.0 and SURE > 0
