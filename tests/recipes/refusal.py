@@ -32,6 +32,13 @@ def command(*words: str, json_wanted: bool = False, **options: Any) -> Result:
     return CliRunner().invoke(app, flags, prog_name="secateur")
 
 
+def result(*words: str, **options: Any) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    done = command(*words, json_wanted=True, **options)
+    assert done.exit_code == 0, done.exception or done.stderr
+    return json.loads(done.stdout)
+
+
 def refused(model: Path | str, *, home: Path | None = None, **options: Any) -> str:
     """The message of a pruning that is refused. Everything under `home` (the model's parent) stays as it was."""
     home = home or Path(model).parent
