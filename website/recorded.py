@@ -20,9 +20,9 @@ MISSED = 0.005  # of the blocks' parameters: a ratio that was reached within thi
 
 @dataclass
 class Runs:
-    """What was recorded of one entry on one model: a value for every seed, by ratio."""
+    """What was recorded of one entry on one model, by ratio: a perplexity for every seed, and what was the same in all runs."""
 
-    perplexities: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
+    perplexities: dict[float, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     seconds: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
     reached: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
     allocation: str | None = None
@@ -119,12 +119,12 @@ def _static() -> tuple[dict[tuple[str, str], Runs], dict[str, float]]:
             if cell["perplexity"] is not None:
                 runs = found[model, cell["entry"]]
                 runs.allocation = cell["allocation"]
-                runs.perplexities[cell["ratio"]].append(cell["perplexity"])
+                runs.perplexities[cell["ratio"]][cell["seed"]] = cell["perplexity"]  # of two results the newer
                 runs.seconds[cell["ratio"]].append(cell["seconds"])
                 runs.reached[cell["ratio"]].append(cell["ratio_reached"])
     for model, entry, allocation, ratio, values in _trials():
         if (model, entry) not in found or ratio not in found[model, entry].perplexities:
-            found[model, entry].perplexities[ratio] += values
+            found[model, entry].perplexities[ratio] = dict(enumerate(values))
             found[model, entry].allocation = allocation
     return dict(found), dense
 
@@ -164,7 +164,7 @@ def _perplexities(runs: Runs | None) -> str:
     if runs is None:
         return NOTHING
     values = [runs.perplexities.get(ratio) for ratio in RATIOS]
-    return " / ".join(f"{fmean(value):.2f}" if value else NOTHING for value in values)
+    return " / ".join(f"{fmean(value.values()):.2f}" if value else NOTHING for value in values)
 
 
 def _is_one_draw(runs: Runs | None) -> bool:
@@ -181,7 +181,7 @@ def _missed(entry: str, model: str, runs: Runs) -> str:
 
 
 def _loads(allocation: str | None) -> str:
-    unequal = allocation is not None and ALLOCATORS[allocation.partition(":")[0]].standardised
+    unequal = allocation is not None and not ALLOCATORS[allocation.partition(":")[0]].equal
     return "with its own modelling file" if unequal else "stock"
 
 

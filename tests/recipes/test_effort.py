@@ -109,7 +109,7 @@ def test_every_effort_can_make_a_stock_checkpoint(effort: str, checkpoint: Make)
     result = secateur.prune(model, **job(model, effort=effort, format="stock"))
     assert (
         result.stock
-        and result.allocation == ("uniform" if effort != "fast" else "uniform-floor")
+        and result.allocation == ("uniform-scored" if effort != "fast" else "uniform-floor")
         and result.compensate == MEANS[effort][2]
     )
     plain, info = AutoModelForCausalLM.from_pretrained(result.out, output_loading_info=True)
@@ -186,3 +186,18 @@ def test_the_same_plan_is_refitted_once(checkpoint: Make, monkeypatch: pytest.Mo
     monkeypatch.setattr("secateur.surgery.refit.Layer.run", lambda *_: pytest.fail("refitted again"))
     again = secateur.prune(model, **job(model, effort="best", out=model.parent / "again"))
     assert model_files(Path(again.out)) == model_files(Path(first.out))
+
+
+def test_equal_layers_by_score_say_what_is_known_of_their_form(checkpoint: Make) -> None:
+    def foretold(model_type: str, **overrides: Any) -> tuple[bool, str]:
+        model = checkpoint(model_type, **overrides)
+        found = secateur.prune(model, **job(model, allocation="uniform-scored", dry_run=True))
+        return found.stock, " ".join(found.notes)
+
+    assert foretold("llama", hidden_size=64) == (True, ""), "some numbers of heads are written as Mistral, and which is not known"
+    stock, notes = foretold("llama", hidden_size=64, attention_bias=True)
+    assert not stock and "known once it is known how many heads stay" in notes and "refuses" in notes
+    stock, notes = foretold("gpt2")
+    assert not stock
+    model = checkpoint("llama", hidden_size=64, attention_bias=True)
+    assert secateur.prune(model, **job(model, allocation="uniform-scored", format="stock")).stock

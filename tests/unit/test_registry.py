@@ -27,7 +27,7 @@ def test_an_unknown_name_gets_the_nearest_ones():
     with pytest.raises(UserError, match=r"unknown method 'flpa'\. Did you mean flap\? Known: flap, .*wanda-sp\."):
         CRITERIA["flpa"]
     with pytest.raises(
-        UserError, match=r"unknown allocation 'zzz'\. Known: global, measured, search, uniform, uniform-floor\."
+        UserError, match=r"unknown allocation 'zzz'\. Known: global, measured, search, uniform, uniform-floor, uniform-scored\."
     ):
         ALLOCATORS["zzz"]
 

@@ -13,6 +13,7 @@ ALLOCATORS: "Registry[Allocator | TryingAllocator]" = Registry(
     builtin={
         "uniform": "secateur.allocation.uniform:Uniform",
         "uniform-floor": "secateur.allocation.uniform:UniformFloor",
+        "uniform-scored": "secateur.allocation.uniform:UniformScored",
         "global": "secateur.allocation.global_:Global",
         "measured": "secateur.allocation.measured:Measured",
         "search": "secateur.allocation.search:Search",

@@ -19,6 +19,8 @@ class Allocator(Protocol):
     paper: ClassVar[str]
     standardised: ClassVar[bool]
     """It compares scores of different layers and axes, so it wants `unit_scores(..., standardised=True)`."""
+    equal: ClassVar[bool]
+    """Layers of equal size keep equal counts, whatever the scores."""
 
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """(layer, axis) -> rungs that stay, so that about `budget` parameters leave.
@@ -57,6 +59,7 @@ class TryingAllocator(Protocol):
     name: ClassVar[str]
     paper: ClassVar[str]
     standardised: ClassVar[bool]
+    equal: ClassVar[bool]
 
     def decide(self, ladders: Sequence[Ladder], budget: int, trials: Trials) -> Counts:
         """As `Allocator.allocate`."""

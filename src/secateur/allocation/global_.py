@@ -32,6 +32,7 @@ class Global:
     name: ClassVar = "global"
     paper: ClassVar = "https://arxiv.org/abs/2312.11983"
     standardised: ClassVar = True
+    equal: ClassVar = False
 
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> dict[tuple[int, str], int]:
         """Misses the budget by at most half the parameters of the step at the threshold."""

@@ -35,6 +35,7 @@ class Measured:
     name: ClassVar = "measured"
     paper: ClassVar = ""
     standardised: ClassVar = True
+    equal: ClassVar = False
     kept_states: ClassVar = 0
     time_limit: ClassVar = 0.0
     points: int = 4

@@ -34,6 +34,7 @@ class Search:
     name: ClassVar = "search"
     paper: ClassVar = ""
     standardised: ClassVar = True
+    equal: ClassVar = False
     kept_states: ClassVar = 1
     seconds: float = 60.0
     trials: int = 0

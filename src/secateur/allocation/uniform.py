@@ -24,6 +24,7 @@ class Uniform:
     name: ClassVar = "uniform"
     paper: ClassVar = ""
     standardised: ClassVar = False
+    equal: ClassVar = True
 
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
@@ -38,11 +39,52 @@ class UniformFloor:
     name: ClassVar = "uniform-floor"
     paper: ClassVar = "https://arxiv.org/abs/2312.11983"
     standardised: ClassVar = False
+    equal: ClassVar = True
 
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
         check_budget(ladders, budget)
         return settle(coarse_first(ladders), budget, floor=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformScored:
+    """Layers of equal size keep equal counts; how many heads that is and how many channels is what costs least by the scores.
+
+    As `global` does it, a rung costs its score times its parameters. Every count of heads is tried, with the channels that meet
+    the budget.
+    """
+
+    name: ClassVar = "uniform-scored"
+    paper: ClassVar = ""
+    standardised: ClassVar = True
+    equal: ClassVar = True
+
+    def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
+        """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
+        check_budget(ladders, budget)
+        return _cheapest(coarse_first(ladders), budget)
+
+
+def _cheapest(groups: Sequence[Sequence[Ladder]], budget: int) -> Counts:
+    """Of prices that are equal the count nearest to the uniform fraction."""
+    first, rest = groups[0], groups[1:]
+    able = sum(ladder.removable for group in rest for ladder in group)
+    gone = {fraction: removed for fraction, removed in removals(first).items() if 0 <= budget - removed <= able}
+    if not rest or not gone:
+        return settle(groups, budget)
+    total = sum(ladder.parameters for group in groups for ladder in group)
+    share = budget * sum(ladder.parameters for ladder in first) / total
+    tried = [
+        {(ladder.layer, ladder.axis): ladder.nearest(fraction * ladder.size) for ladder in first}
+        | _cheapest(rest, budget - gone[fraction])
+        for fraction in sorted(gone, key=lambda fraction: abs(gone[fraction] - share))
+    ]
+    return min(tried, key=lambda kept: sum(_price(ladder, kept) for group in groups for ladder in group))
+
+
+def _price(ladder: Ladder, kept: Counts) -> float:
+    return ladder.cost * sum(ladder.scores[kept[ladder.layer, ladder.axis] :], 0.0)
 
 
 def coarse_first(ladders: Sequence[Ladder]) -> list[list[Ladder]]:

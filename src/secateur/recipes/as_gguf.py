@@ -42,4 +42,4 @@ def _expected(job: Job) -> list[Sizes]:
     if job.leaving:
         return [binding.sizes] * (binding.num_layers - job.leaving)
     sizes: list[Sizes] = list(layer_sizes(binding, counts(binding, job.scope, Uniform(), job.budget)))
-    return [binding.sizes, *sizes[1:]] if job.allocator.standardised else sizes
+    return [binding.sizes, *sizes[1:]] if not job.allocator.equal else sizes

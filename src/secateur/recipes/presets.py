@@ -103,6 +103,8 @@ EFFORTS: Mapping[str, Recipe] = {
     ),
 }
 DEFAULT = "balanced"
+EQUAL = "uniform-scored"
+"""What stands for an allocation that compares layers, where they must have equal sizes."""
 
 
 def recipe_of(settings: PruneSettings) -> Recipe:
@@ -142,13 +144,13 @@ def criterion_of(settings: PruneSettings) -> "Criterion | LayerCriterion":
 def _shared(recipe: Recipe, *, stock: bool) -> str | None:
     """The allocation of a recipe; one with equal layers where only these will do."""
     own = recipe.allocation
-    return "uniform" if stock and own and ALLOCATORS[own].standardised else own
+    return EQUAL if stock and own and not ALLOCATORS[own].equal else own
 
 
 def resolved(settings: PruneSettings, num_layers: int) -> PruneSettings:
     """The settings with nothing left open. `method` keeps a recipe's name; instead of an effort stands what it chose.
 
-    A stock checkpoint has equal layers, so `--format stock` means the uniform allocation where none is given.
+    A stock checkpoint has equal layers, so `--format stock` means one that gives such where none is given.
     """
     recipe = recipe_of(settings)
     given = {

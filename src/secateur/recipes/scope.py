@@ -1,17 +1,19 @@
 """What may leave a model and how much must, as the settings say it; everything that cannot be is refused."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from secateur import plan as plans
 from secateur.allocation.allocator import Allocator, TryingAllocator
 from secateur.allocation.choose import Scope, counts, layer_sizes
 from secateur.allocation.uniform import Uniform
+from secateur.axes import Sizes
 from secateur.errors import UserError
 from secateur.export.stock import Shape, accepted_heads, accepts_ffn, bound_with_biases, shape_of
 from secateur.families.binding import Binding
 from secateur.families.unequal import self_contained
 from secateur.recipes.depth import protected_layers
-from secateur.settings import PruneSettings, parse_bytes, parse_count, spell_bytes
+from secateur.settings import Format, PruneSettings, parse_bytes, parse_count, spell_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.surgery.compensate import Compensation
 
@@ -67,15 +69,32 @@ def leave_units(
         raise UserError(f"{error}{hint}") from None
     added = new_biases(binding, compensation, scope.axes)
     shape = shape_of(binding, layer_sizes(binding, kept), added, form=settings.format)
-    if allocator.standardised:
+    if not allocator.equal:
         unequal = f"layers get unequal sizes, as --allocation {allocator.name} decides for all layers together"
         shape = replace(shape, stock=False, reasons=(unequal,), notes=(), self_contained=self_contained(binding))
+    elif allocator.standardised:
+        shape = _whatever_heads(binding, scope, layer_sizes(binding, kept), added, settings.format, shape)
     if settings.format == "stock" and not shape.stock:
         raise UserError(
             f"--format stock cannot be had: {'; '.join(shape.reasons)}. Use --allocation uniform without --protect and, where a bias "
             f"is in the way, --compensate least-squares; or drop --format stock."
         )
     return budget, shape
+
+
+def _whatever_heads(
+    binding: Binding, scope: Scope, sizes: Sequence[Sizes], added: tuple[str, ...], form: Format, shape: Shape
+) -> Shape:
+    """What can be said of the shape of equal layers while their number of heads is not known. `shape`: with one number of them."""
+    able = [(axis, count) for axis in ("kv", "group") for count in scope.allowed.get(axis, ())]
+    found = [
+        shape_of(binding, [{**one, axis: count} if n in scope.layers else one for n, one in enumerate(sizes)], added, form=form)
+        for axis, count in able
+    ] or [shape]
+    if len({one.stock for one in found}) > 1:
+        why = next(one.reasons for one in found if not one.stock)
+        return replace(shape, stock=False, reasons=("that is known once it is known how many heads stay", *why), notes=())
+    return found[0] if len({one.notes for one in found}) == 1 else replace(shape, notes=())
 
 
 def budget_of(settings: PruneSettings, source: Checkpoint, scope: Scope, added: tuple[str, ...]) -> int:

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.allocation.ladder import build_ladder, removed, widths
-from secateur.allocation.uniform import Uniform, UniformFloor
+from secateur.allocation.uniform import Uniform, UniformFloor, UniformScored
 
 
 def stack(layers, heads, head_cost, ffn, channel_cost=3, round_to=1):
@@ -90,3 +93,49 @@ def test_floor_takes_a_head_more_where_channels_cannot_make_up_for_it():
 def test_floor_rounds_nothing_where_there_is_one_axis():
     ladders = [x for x in stack(2, 10, 100, 10) if x.axis == "kv"]
     assert UniformFloor().allocate(ladders, 2 * 460)[0, "kv"] == Uniform().allocate(ladders, 2 * 460)[0, "kv"] == 5
+
+
+@given(
+    layers=st.integers(1, 3), heads=st.integers(1, 6), head_cost=st.integers(1, 60), ffn=st.integers(2, 14),
+    round_to=st.sampled_from([1, 2]), ratio=st.floats(0, 0.7), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_by_score_is_the_cheapest_of_all_equal_counts_that_meet_the_budget(
+    layers, heads, head_cost, ffn, round_to, ratio, seed
+):
+    draw = torch.Generator().manual_seed(seed)
+    ladders = [
+        replace(ladder, scores=descending(ladder.size, draw))
+        for ladder in stack(layers, heads, head_cost, ffn, round_to=round_to)
+    ]
+    budget = min(int(ratio * sum(x.parameters for x in ladders)), sum(x.removable for x in ladders))
+    found = UniformScored().allocate(ladders, budget)
+    of = {ladder.axis: ladder.allowed for ladder in ladders}
+    able = {axis: sum(x.removable for x in ladders if x.axis == axis) for axis in of}
+    # The axis of the larger units is free, and the other meets what it leaves.
+    first, last = sorted(of, key=lambda axis: (-{"kv": head_cost, "ffn": 3}[axis], axis))
+    tried = {}
+    for count in of[first]:
+        left = budget - sum(x.cost * (x.size - count) for x in ladders if x.axis == first)
+        if 0 <= left <= able[last]:
+            nearest = min(
+                of[last], key=lambda n: (abs(left - sum(x.cost * (x.size - n) for x in ladders if x.axis == last)), -n)
+            )
+            kept = {(i, first): count for i in range(layers)} | {(i, last): nearest for i in range(layers)}
+            tried[count] = sum(x.cost * sum(x.scores[kept[x.layer, x.axis] :]) for x in ladders)
+    for axis in of:
+        assert len({found[i, axis] for i in range(layers)}) == 1
+    if tried:
+        assert tried[found[0, first]] == pytest.approx(min(tried.values()), rel=1e-9, abs=1e-9)
+    else:
+        assert found == Uniform().allocate(ladders, budget)
+
+
+def descending(count: int, draw: torch.Generator) -> tuple[float, ...]:
+    return tuple(torch.randn(count, generator=draw, dtype=torch.float64).sort(descending=True).values.tolist())
+
+
+def test_by_score_heads_stay_where_channels_cost_less():
+    cheap = [replace(x, scores=tuple([1.0 if x.axis == "kv" else 0.1] * x.size)) for x in stack(2, 8, 300, 800)]
+    dear = [replace(x, scores=tuple([0.1 if x.axis == "kv" else 1.0] * x.size)) for x in stack(2, 8, 300, 800)]
+    assert UniformScored().allocate(cheap, 2 * 900)[0, "kv"] == 8
+    assert UniformScored().allocate(dear, 2 * 900)[0, "kv"] == 5
