@@ -90,8 +90,8 @@ def test_a_cell_is_what_prune_finds(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "left"),  # two layers a cell
-    [("secateur.surgery.verify:Verifier.check:6:before", 4), ("secateur.runs:RunDirectory.remember:4:after", 3),
+    ("place", "left"),  # two layers a cell, each checked as it is written and once more as it is loaded
+    [("secateur.surgery.verify:Verifier.check:10:before", 4), ("secateur.runs:RunDirectory.remember:4:after", 3),
      ("secateur.streaming.collect:Store.save:1:after", 5)],
     ids=["within a cell", "after a cell", "in a walk"],
 )  # fmt: skip

@@ -194,7 +194,9 @@ def test_equal_layers_by_score_say_what_is_known_of_their_form(checkpoint: Make)
         found = secateur.prune(model, **job(model, allocation="uniform-scored", dry_run=True))
         return found.stock, " ".join(found.notes)
 
-    assert foretold("llama", hidden_size=64) == (True, ""), "some numbers of heads are written as Mistral, and which is not known"
+    assert foretold("llama", hidden_size=64) == (True, ""), (
+        "some numbers of heads are written as Mistral, and which is not known"
+    )
     stock, notes = foretold("llama", hidden_size=64, attention_bias=True)
     assert not stock and "known once it is known how many heads stay" in notes and "refuses" in notes
     stock, notes = foretold("gpt2")
