@@ -117,7 +117,7 @@ def _static() -> tuple[dict[tuple[str, str], Runs], dict[str, float]]:
         dense[model] = result["perplexity_before"]
         for cell in result["cells"]:
             if cell["perplexity"] is not None:
-                runs = found[model, cell["entry"]]
+                runs = found[model, cell["entry"].replace("[allocation=uniform]", "")]  # which is what no brackets mean
                 runs.allocation = cell["allocation"]
                 runs.perplexities[cell["ratio"]][cell["seed"]] = cell["perplexity"]  # of two results the newer
                 runs.seconds[cell["ratio"]].append(cell["seconds"])

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,13 @@ class Record:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / RECORD
         part = directory / f"{RECORD}.{os.getpid()}.partial"
-        part.write_text(json.dumps(self.to_json(), indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        try:
+            part.write_text(json.dumps(self.to_json(), indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+            os.replace(part, path)
+        except OSError:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
         return path
 
 
@@ -186,7 +192,7 @@ def _files(path: Path) -> list[Path]:
     for name in (RECORD, MODEL_RECORD):
         if (path / name).is_file():
             return [path / name]
-    found = sorted(path.glob(f"*/{RECORD}"))
+    found = sorted([*path.glob(f"*/{RECORD}"), *path.glob(f"*/{MODEL_RECORD}")])
     if not found:
         raise UserError(
             f"{str(path)!r} holds no record: neither {RECORD}, nor {MODEL_RECORD}, nor a directory with one. {ADVICE}"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import secateur
 from tests.recipes.refusal import command, job, refused, refused_eval, rewrite, statistics
@@ -72,10 +73,16 @@ def test_a_null_quantization_and_an_empty_auto_map_are_nothing(checkpoint: Make)
 
 CODE = """
 from pathlib import Path
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 Path({ran!r}).touch()
 class Own(LlamaConfig): pass
-class Model(LlamaForCausalLM): config_class = Own
+class Model(LlamaForCausalLM):
+    config_class = Own
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.act_fn = nn.Tanh()
 """
 
 
@@ -92,6 +99,11 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked(checkpoint: Make, 
     monkeypatch.syspath_prepend(model.parent / "modules")
     made = secateur.prune(model, **job(model), trust_remote_code=True)
     assert ran.exists() and made.ratio_reached > 0.2
+    assert made.load.endswith(", trust_remote_code=True)") and "runs the code that the model brings" in " ".join(made.notes)
+    other = AutoModelForCausalLM.from_pretrained(made.out, trust_remote_code=True).eval()
+    assert type(other.model.layers[0].mlp.act_fn).__name__ == "Tanh"
+    plain = secateur.prune(checkpoint("mistral"), **job(model, out=model.parent / "plain"), trust_remote_code=True)
+    assert plain.load.endswith("plain')")
 
 
 @pytest.mark.parametrize(

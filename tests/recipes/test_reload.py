@@ -9,13 +9,20 @@ import pytest
 import torch
 
 import secateur
-from secateur.recipes import reload, steps
-from secateur.recipes.reload import STREAMED, WHOLE
+from secateur.recipes import reload, reload_apart, steps
+from secateur.recipes.reload import APART, HERE, SKIPPED, STREAMED
 from secateur.surgery import verify
 from tests.contract.tiny import MODEL_TYPES
 from tests.recipes.refusal import job
 
 Make = Callable[..., Path]
+
+
+def no_room(monkeypatch: pytest.MonkeyPatch, *, elsewhere: int = 0) -> None:
+    """None to load a model in this process; `elsewhere`: bytes that are free for others."""
+    monkeypatch.setattr(reload, "SMALL", 0)
+    monkeypatch.setattr(reload, "resident", lambda: 1 << 50)
+    monkeypatch.setattr(reload, "free", lambda: elsewhere)
 
 
 def pruned(model: Path, **options: Any) -> Any:
@@ -27,7 +34,7 @@ def pruned(model: Path, **options: Any) -> Any:
 def test_every_family_says_the_same_when_loaded_whole(checkpoint: Make, model_type: str, format: str) -> None:
     model = checkpoint(model_type)
     found = pruned(model, format=format, allocation="uniform-floor").reloaded
-    assert found["how"] == WHOLE and found["error"] < 1e-5
+    assert found["how"] == HERE and found["error"] < 1e-5
     assert found["greedy"] >= 16 and found["tokens"] in (32, 64)
 
 
@@ -58,9 +65,9 @@ def test_a_configuration_that_means_something_else_is_not_published(
         path.write_text(json.dumps(body | changes))
 
     monkeypatch.setattr(steps, "save_config", wrongly)
-    for how, small in ((WHOLE, reload.SMALL), (STREAMED, -(1 << 40))):
-        monkeypatch.setattr(reload, "SMALL", small)
-        monkeypatch.setattr(reload, "resident", lambda: 1 << 50)
+    for how in (HERE, STREAMED):
+        if how == STREAMED:
+            no_room(monkeypatch)
         with pytest.raises(
             secateur.UserError, match=f"failed its last check: {how}, .* Nothing was put in the output directory"
         ):
@@ -71,7 +78,7 @@ def test_a_configuration_that_means_something_else_is_not_published(
 def test_a_continuation_that_only_the_cache_gets_wrong_is_not_published(
     checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, load = checkpoint("llama"), reload.load
+    model, load = checkpoint("llama"), reload_apart.load
 
     def forgetful(*args: Any, **options: Any) -> Any:
         loaded = load(*args, **options)
@@ -79,7 +86,7 @@ def test_a_continuation_that_only_the_cache_gets_wrong_is_not_published(
         loaded.forward = lambda ids, past_key_values=None, **rest: forward(ids, **rest)
         return loaded
 
-    monkeypatch.setattr(reload, "load", forgetful)
+    monkeypatch.setattr(reload_apart, "load", forgetful)
     with pytest.raises(secateur.UserError, match="token . of a greedy continuation is another one"):
         pruned(model)
     assert not (model.parent / "out").exists()
@@ -90,8 +97,7 @@ def test_a_continuation_that_only_the_cache_gets_wrong_is_not_published(
 def test_a_model_too_large_to_be_loaded_whole_is_read_layer_by_layer(
     checkpoint: Make, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wide: bool, allocation: str
 ) -> None:
-    monkeypatch.setattr(reload, "SMALL", 0)
-    monkeypatch.setattr(reload, "resident", lambda: 1 << 50)
+    no_room(monkeypatch)
     if not wide:
         monkeypatch.setattr(verify, "FULL_PRECISION_LAYER", 0)
     found = pruned(checkpoint("llama", dtype=dtype), allocation=allocation).reloaded
@@ -99,9 +105,54 @@ def test_a_model_too_large_to_be_loaded_whole_is_read_layer_by_layer(
     assert found["error"] < (1e-5 if wide else 5e-2)
 
 
+@pytest.mark.parametrize(("format", "wide"), [("stock", True), ("unequal", True), ("unequal", False)])
+def test_where_memory_is_free_another_process_loads_it_as_others_will(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch, format: str, wide: bool
+) -> None:
+    no_room(monkeypatch, elsewhere=1 << 40)
+    if not wide:
+        monkeypatch.setattr(verify, "FULL_PRECISION_LAYER", 0)
+        monkeypatch.setattr(reload, "FULL_PRECISION_LAYER", 0)
+    model = checkpoint("llama", dtype=torch.bfloat16)
+    found = pruned(model, format=format, allocation="uniform").reloaded
+    assert found["how"] == APART and found["tokens"] == 32
+    assert (found["greedy"], found["error"] < (1e-5 if wide else 5e-2)) == (16 if wide else 0, True)
+
+
+def test_the_modelling_file_that_others_run_is_run(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, save = checkpoint("llama"), steps.save_config
+
+    def broken(config: Any, directory: Path) -> None:
+        save(config, directory)
+        with (directory / "modeling_secateur.py").open("a") as file:
+            file.write("\nraise RuntimeError('of the directory')\n")
+
+    monkeypatch.setattr(steps, "save_config", broken)
+    with pytest.raises(secateur.UserError, match="modeling_secateur.py is not what was written"):
+        pruned(model, format="unequal")
+    monkeypatch.setattr(reload, "_check_code", lambda _: None)
+    no_room(monkeypatch, elsewhere=1 << 40)
+    with pytest.raises(
+        secateur.UserError, match=r"trust_remote_code=True\) ended with code 1: RuntimeError: of the directory\."
+    ):
+        pruned(model, format="unequal")
+    assert not (model.parent / "out").exists()
+
+
+def test_a_limit_is_kept(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoint("llama")
+    assert pruned(model, max_memory="8GiB").reloaded["how"] == HERE
+    monkeypatch.setattr(reload, "resident", lambda: 8 << 30)
+    monkeypatch.setattr(reload, "free", lambda: 1 << 40)
+    found = pruned(model, max_memory="8GiB", force=True).reloaded
+    assert found == {"how": SKIPPED, "tokens": 0, "error": 0.0, "greedy": 0}
+    monkeypatch.setattr(reload, "resident", lambda: (8 << 30) - 40_000)  # the head is 12 KB, the model more
+    assert pruned(model, max_memory="8GiB", force=True).reloaded["how"] == STREAMED
+
+
 def test_the_next_tokens_may_differ_where_two_are_as_likely() -> None:
     exact = torch.tensor([[1.0, 1.0 + 1e-6, 0.0], [3.0, 2.0, 1.0]])
-    reload._check_greedy(torch.tensor([0, 0]), exact, WHOLE)
-    reload._check_greedy(torch.tensor([1, 0]), exact, WHOLE)
+    reload._check_greedy(torch.tensor([0, 0]), exact, HERE)
+    reload._check_greedy(torch.tensor([1, 0]), exact, HERE)
     with pytest.raises(secateur.UserError, match="token 2 of a greedy continuation is another one"):
-        reload._check_greedy(torch.tensor([0, 1]), exact, WHOLE)
+        reload._check_greedy(torch.tensor([0, 1]), exact, HERE)

@@ -70,7 +70,7 @@ def _shown(found: Mapping[str, Any]) -> dict[str, Any]:
         }
         for row in found.get("cells", [])
     ]
-    return {name: value for name, value in {**found, "cells": rows}.items() if value != []}
+    return {name: value for name, value in {**found, "cells": rows}.items() if value != [] and name != "runs"}
 
 
 def _spread(row: Mapping[str, Any], name: str, ends: tuple[str, str], factor: float = 1.0) -> str:

@@ -139,7 +139,7 @@ def spelled(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{_words(key)} {spelled(key, inner)}" for key, inner in value.items())
+        return ", ".join(f"{_words(key)} {spelled(key, inner)}" for key, inner in value.items() if inner not in (None, (), []))
     if isinstance(value, (list, tuple)):
         return ("\n" if any(" " in str(inner) for inner in value) else ", ").join(spelled(name, inner) for inner in value)
     if isinstance(value, (str, Path)):

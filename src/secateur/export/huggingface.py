@@ -85,7 +85,7 @@ def check_disk(needs: Mapping[Path, int]) -> None:
         if need > free:
             raise UserError(
                 f"too little disk under {' and '.join(repr(str(d)) for d in directories)}: {spell_bytes(need)} are needed and "
-                f"{spell_bytes(free)} are free. Free some, or give --out or --run-dir on another disk."
+                f"{spell_bytes(free)} are free. Free some, or write to another disk: --out, and where there is one --run-dir."
             )
 
 

@@ -28,13 +28,23 @@ class Shape:
     """Why the stock class cannot hold it; empty if it can."""
     notes: tuple[str, ...] = ()
     self_contained: bool = True
-    """Whether the directory of a shape that is not stock can carry its own modelling file, which needs a class of transformers."""
+    """Whether nothing but transformers, and the modelling file that is written where the shape is not stock, is needed to load it: the
+    model's class is one of transformers, and not one that the model brings."""
+
+    @property
+    def by_secateur(self) -> bool:
+        """Only `secateur.load` loads it."""
+        return not self.stock and not self.self_contained
+
+    @property
+    def needs_code(self) -> bool:
+        """It loads with `trust_remote_code=True`."""
+        return not self.stock or not self.self_contained
 
     def loading(self, out: str) -> str:
         """The line of Python that loads it."""
-        if not self.stock and not self.self_contained:
-            return f"secateur.load({out!r}, trust_remote_code=True)"
-        return f"AutoModelForCausalLM.from_pretrained({out!r}{'' if self.stock else ', trust_remote_code=True'})"
+        loader = "secateur.load" if self.by_secateur else "AutoModelForCausalLM.from_pretrained"
+        return f"{loader}({out!r}{', trust_remote_code=True' if self.needs_code else ''})"
 
 
 def shape_of(
@@ -85,7 +95,9 @@ def shape_of(
     for field, product in stock.fields.items():
         if _mentions_pruned(product, binding, layers):
             setattr(config, field, axes.term_size(tuple(product.split()), sizes))
-    return Shape(stock=True, config=config, reasons=(), notes=notes)
+    if not self_contained(binding):
+        notes = (*notes, "it runs the code that the model brings, as the original does")
+    return Shape(stock=True, config=config, reasons=(), notes=notes, self_contained=self_contained(binding))
 
 
 def _unequal(binding: Binding, config: Any, reasons: tuple[str, ...], new_biases: Collection[str]) -> Shape:

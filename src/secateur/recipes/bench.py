@@ -166,7 +166,7 @@ def _times(settings: BenchSettings, models: dict[str, Any], report: Reporter) ->
         work = {name: count_work(model, ids, settings.new_tokens) for name, model in models.items()}
         times = compare_speed(
             models, cell, vocab=vocab, runs=settings.runs, new_tokens=settings.new_tokens, seed=settings.seed + number,
-            track=lambda items, total, label=label: report.track(items, label, total),
+            track=lambda items, _, label=label: report.track(items, label),
             least_seconds=LEAST_SECONDS, most_seconds=MOST_SECONDS,
         )  # fmt: skip
         yield [_with_work(row, work[row["model"]]) for row in times.rows(settings.new_tokens)]

@@ -32,12 +32,14 @@ from secateur.recipes.texts import Texts, open_texts
 from secateur.settings import PruneSettings, parse_bytes
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.collect import Request, kinds_of, memory_of
-from secateur.streaming.memory import Fit, fit
+from secateur.streaming.memory import Fit, fit, resident
 from secateur.streaming.walk import LAYER
 from secateur.surgery.compensate import Compensation, LeastSquares
 from secateur.surgery.compensations import COMPENSATIONS
 from secateur.surgery.refit import working_bytes
 from secateur.surgery.sequential import Sequential
+
+EVALUATED = 512  # positions whose logits are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,15 @@ class Job:
         """Bytes that the walks and the scoring will have in memory at most, as far as that can be told."""
         refit = self.fit_refit.peak if isinstance(self.compensation, Sequential) else 0
         back = self.fit_back.peak if self.estimator else 0
-        return max(self.fit.peak, self.fit_trials.peak, back, refit, self.scoring)
+        return max(self.fit.peak, self.fit_trials.peak, back, refit, self.scoring, self.evaluating)
+
+    @cached_property
+    def evaluating(self) -> int:
+        """Bytes in memory while logits are computed; 0 without evaluation."""
+        head = torch.Size(self.source.entry(self.binding.embedding).shape).numel()
+        stored, wide = self.source.dtype(self.binding.embedding).itemsize, self.dtype.itemsize
+        kept = head * (wide + (stored if stored != wide else 0)) + 2 * EVALUATED * self.binding.sizes["vocab"] * 4
+        return 0 if self.settings.evaluation == "none" else resident() + kept
 
     @cached_property
     def scoring(self) -> int:

@@ -1,9 +1,10 @@
 """The last check before a result appears: what its own loader makes of the directory says what the masked original says.
 
 The check of each layer, `surgery.verify`, knows the weights. This one also knows the configuration, the keys, the ties between
-weights, the index, the modelling file and the cache: it begins with nothing but the directory.
+weights, the index and the cache.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.export.load import load, without_bars
+from secateur.export.stock import Shape
+from secateur.families import modeling_secateur
+from secateur.recipes.reload_apart import Said, loaded_apart, say
 from secateur.streaming.checkpoint import Checkpoint
 from secateur.streaming.hidden import HiddenStates
-from secateur.streaming.memory import resident
+from secateur.streaming.memory import free, resident
 from secateur.streaming.walk import Walk
 from secateur.surgery.rebuild import Rebuild
-from secateur.surgery.verify import Verifier
+from secateur.surgery.verify import FULL_PRECISION_LAYER, Verifier
 
 PROMPT, NEW = 32, 32  # tokens
-SMALL = 64 << 20  # bytes that a whole model may always take: they are little beside the program itself
-FULL, HALF = 1e-4, 0.1
-"""Largest error of the logits, relative to their norm: in float32 or wider, and in the types of half the bits, which are compared
-where the model is too large to be loaded whole. Other configurations of the same weights are off by more than either."""
-WHOLE, STREAMED = "loaded whole by its own loader", "read back layer by layer, as its own configuration says"
+SMALL = 64 << 20  # bytes that a whole model may always take here: they are little beside the program itself
+PROGRAM = 1 << 30  # bytes that a process takes beside a model, at most
+FULL, HALF = 1e-4, 0.3
+"""Largest error of the logits of one token, root mean square, as a fraction of their spread: in float32 or wider, and in the types of
+half the bits. Those round on their way through many layers, and a false alarm would cost a whole job: only what is grossly wrong is
+found there."""
+HERE, APART = "loaded whole by its own loader", "loaded whole by its own loader, in a process of its own"
+STREAMED = "read back layer by layer, as its own configuration says, for want of memory to load it whole"
+SKIPPED = "not read back as a whole, because --max-memory has no room for the head"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reloaded:
-    """`error`: largest difference of the logits of `tokens` tokens, root mean square over the vocabulary, relative. `greedy`: tokens
-    that both would say next, one after the other, the same; 0 where the model was not loaded whole."""
+    """`error`: see `FULL`; the largest of `tokens` tokens. `greedy`: tokens that both would say next, one after the other, the same;
+    0 where the model was not loaded whole, or is computed in half the bits."""
 
     how: str
     tokens: int
@@ -44,60 +51,78 @@ class Reloaded:
 
 
 def check_reloaded(
-    rebuild: Rebuild, directory: Path, ids: Int[Tensor, " token"], *, peak: int, trust_remote_code: bool
+    rebuild: Rebuild, directory: Path, ids: Int[Tensor, " token"], *, shape: Shape, peak: int, limit: int | None
 ) -> Reloaded:
     """Raises `UserError` where the directory says something else than the masked original.
 
-    `ids`: text to go on from. `peak`: bytes that the job said it would take, within which the model is loaded whole or else not.
+    `ids`: text to go on from. `peak`: bytes that the job said it would take, `limit`: those that it may take. Within these the model
+    is loaded here; beyond, in another process where there is no limit and enough is free.
     """
-    written = Checkpoint.open(directory, trust_remote_code=trust_remote_code)
+    written = Checkpoint.open(directory, trust_remote_code=not shape.self_contained)
+    if not shape.stock and shape.self_contained:
+        _check_code(directory)
+    room = (max(peak, resident() + SMALL) if limit is None else limit) - resident()
+    dtype, head = _dtype(rebuild, written, room), _head_bytes(written)
+    if limit is not None and 2 * head > room:
+        return Reloaded(how=SKIPPED, tokens=0, error=0.0, greedy=0)
     most = min(_positions(written), PROMPT + NEW)
     prompt = ids[None, : max(1, min(PROMPT, most // 2))]
-    expect = Verifier(rebuild, prompt).dtype
-    room = max(peak - resident(), SMALL)
-    if expect.itemsize >= 4 and written.num_parameters * expect.itemsize + written.num_bytes <= room:
-        how, limit = WHOLE, FULL
-        with without_bars():
-            model = load(directory, dtype=expect, trust_remote_code=trust_remote_code)
-        text = _continued(model, prompt, most - prompt.shape[1])
-        with torch.no_grad():
-            found = model(text, use_cache=False).logits
-        del model
+    new = most - prompt.shape[1]
+    need = written.num_parameters * dtype.itemsize + written.num_bytes
+    if need <= room:
+        how, found = HERE, say(directory, prompt, new, dtype, own_code=not shape.self_contained)
+    elif limit is None and need * 3 // 2 + PROGRAM <= free():
+        how, found = APART, loaded_apart(directory, prompt, new, dtype, shape=shape)
     else:
-        how, limit, text = STREAMED, FULL if expect.itemsize >= 4 else HALF, prompt
-        found = _streamed(written, prompt, expect)
-    exact = _masked(rebuild, written, text)
-    error = float(((found - exact).double().norm(dim=-1) / exact.double().norm(dim=-1).clamp_min(1e-300)).max())
+        how, found = STREAMED, Said(text=prompt, logits=_streamed(written, prompt, dtype))
+    return _compared(how, found, _masked(rebuild, written, found.text, dtype), prompt.shape[1], dtype)
+
+
+def _compared(how: str, found: Said, exact: Float[Tensor, "1 token vocab"], given: int, dtype: torch.dtype) -> Reloaded:
+    full = dtype.itemsize >= 4
+    limit = FULL if full else HALF
+    spread = (exact.double() - exact.double().mean(-1, keepdim=True)).square().mean(-1).sqrt()
+    error = float(((found.logits.double() - exact.double()).square().mean(-1).sqrt() / spread.clamp_min(1e-30)).max())
     if not error <= limit:
-        raise _refusal(how, f"its logits are off by {error:.1e}, relative; at most {limit:.0e} is allowed")
-    said = text[0, prompt.shape[1] :]
-    _check_greedy(said, exact[0, prompt.shape[1] - 1 : -1], how)
-    return Reloaded(how=how, tokens=text.shape[1], error=error, greedy=len(said))
+        raise _refusal(how, f"its logits are off by {error:.1e} of their spread; at most {limit:.0e} is allowed")
+    said = found.text[0, given:]
+    if len(said) and full:
+        _check_greedy(said, exact[0, given - 1 : -1], how)
+    return Reloaded(how=how, tokens=found.text.shape[1], error=error, greedy=len(said) if full else 0)
 
 
-def _check_greedy(said: Int[Tensor, " token"], exact: Float[Tensor, "token_or_none vocab"], how: str) -> None:
+def _check_greedy(said: Int[Tensor, " token"], exact: Float[Tensor, "token vocab"], how: str) -> None:
     """The original says the same tokens; of two that are as likely, within the error that is allowed, either will do."""
-    if not len(said):
-        return
     behind = exact.max(-1).values - exact.gather(-1, said[:, None])[:, 0]
     wrong = (behind > FULL * exact.norm(dim=-1)).nonzero().flatten()
     if len(wrong):
         raise _refusal(how, f"token {int(wrong[0]) + 1} of a greedy continuation is another one")
 
 
-@torch.no_grad()
-def _continued(model: Any, prompt: Int[Tensor, "1 token"], count: int) -> Int[Tensor, "1 longer"]:
-    """The prompt and its greedy continuation, token by token from the model's cache."""
-    text, given, cache = prompt, prompt, None
-    for _ in range(count):
-        out = model(given, past_key_values=cache, use_cache=True)
-        cache, given = out.past_key_values, out.logits[:, -1:].argmax(-1)
-        text = torch.cat([text, given], -1)
-    return text
+def _check_code(directory: Path) -> None:
+    """The modelling file is this package's, which loads the model here and was tested to be what others run."""
+    ours = Path(modeling_secateur.__file__)
+    if (directory / ours.name).read_bytes() != ours.read_bytes():
+        raise _refusal("read back", f"{ours.name} is not what was written")
 
 
-def _masked(rebuild: Rebuild, written: Checkpoint, ids: Int[Tensor, "1 token"]) -> Float[Tensor, "1 token vocab"]:
-    verifier, binding = Verifier(rebuild, ids), written.binding
+def _dtype(rebuild: Rebuild, written: Checkpoint, room: int) -> torch.dtype:
+    """Of the check of each layer, unless the head is too large for it."""
+    wide = Verifier.dtype_of(rebuild)
+    head = _head_bytes(written)
+    stored = rebuild.source.dtype(rebuild.source.binding.embedding)
+    large = head // stored.itemsize * wide.itemsize > max(FULL_PRECISION_LAYER, room - head)
+    return stored if large else wide
+
+
+def _head_bytes(written: Checkpoint) -> int:
+    binding = written.binding
+    names = [binding.embedding] if binding.tied else [name for name in binding.outer if binding.is_head(name)]
+    return sum(torch.Size(written.entry(name).shape).numel() * written.dtype(name).itemsize for name in names)
+
+
+def _masked(rebuild: Rebuild, written: Checkpoint, ids: Tensor, dtype: torch.dtype) -> Float[Tensor, "1 token vocab"]:
+    verifier, binding = Verifier(rebuild, ids, dtype), written.binding
     for number, layer in enumerate(rebuild.plan.remaining):
         verifier.check(layer, {name: written.read(binding.layer_name(number, name)) for name in rebuild.target.layer})
     return verifier.logits()
@@ -109,7 +134,8 @@ def _streamed(written: Checkpoint, ids: Int[Tensor, "1 token"], dtype: torch.dty
     walk.start(ids, hidden)
     for layer in walk.layers(hidden):
         hidden.forget(layer)
-    return torch.cat([logits for _, _, logits in walk.logits(hidden)], 1)
+    pieces: Sequence[Tensor] = [logits for _, _, logits in walk.logits(hidden)]
+    return torch.cat(list(pieces), 1)
 
 
 def _positions(written: Checkpoint) -> int:

@@ -150,9 +150,7 @@ def operate(
     save_config(unequal_config(job.target, shape.config, left) if unequal else shape.config, fresh)
     save_record({"stock": shape.stock, "plan": plan.to_dict(), "provenance": {}}, fresh)
     report.say("loading the result")
-    reloaded = check_reloaded(
-        rebuild, fresh, drawn.ids[0], peak=job.peak, trust_remote_code=job.settings.trust_remote_code
-    )  # fmt: skip
+    reloaded = check_reloaded(rebuild, fresh, drawn.ids[0], shape=shape, peak=job.peak, limit=job.limit)
     return shards, max(verifier.errors), reloaded
 
 

@@ -176,7 +176,8 @@ class Gathered:
             if model.model not in record.models:
                 continue
             candidate = self._at(record.models[model.model], record)
-            cells = [cell for cell in facts.cells if cell.model == model.model]
+            count = facts.new_tokens or 1
+            cells = [c.each_token(count) if c.phase == "decode" else c for c in facts.cells if c.model == model.model]
             candidate.timings += [Timing(cell=cell, bench=number, against=against) for cell in cells]
             candidate.parameters = candidate.parameters or model.parameters
             candidate.bytes = candidate.bytes or model.parameter_bytes
@@ -198,7 +199,7 @@ def shared_cells(candidates: Sequence[Candidate]) -> Iterator[tuple[int, int, st
     for cell in (t.cell for candidate in candidates for t in candidate.timings):
         at = (cell.batch, cell.seq_len, cell.phase)
         counts[at] = counts.get(at, 0) + 1
-    for phase in ("prefill", "decode"):
+    for phase in ("prefill", "decode per token"):
         shapes = [at for at, n in counts.items() if at[2] == phase and n > 1]
         if shapes:
             yield max(shapes, key=lambda at: (counts[at], at[0] * at[1]))

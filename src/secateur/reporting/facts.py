@@ -181,11 +181,17 @@ class TimedCell(Facts):
     seconds_least: float
     seconds_most: float
     tokens_per_second: float
+    runs: int | None = None
     speedup: float | None = None
     speedup_least: float | None = None
     speedup_most: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+
+    def each_token(self, count: int) -> "TimedCell":
+        """Seconds of one decoded token of each sequence: two commands may have decoded different numbers of them."""
+        seconds = {name: getattr(self, name) / count for name in ("seconds", "seconds_least", "seconds_most")}
+        return self.model_copy(update={**seconds, "phase": f"{self.phase} per token"})
 
     @property
     def speedup_ends(self) -> tuple[float | None, float | None]:

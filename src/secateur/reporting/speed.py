@@ -30,8 +30,8 @@ def speed_plots(candidate: Candidate, records: Sequence[Record]) -> list[Plot]:
             values, unit="times as fast", label=f"Speed of {candidate.label} against {name}", reference=1.0, named=name
         )  # fmt: skip
         if image:
-            facts = BenchFacts.read(records[number])
-            runs = f"{facts.runs} paired runs or more" if facts.runs else "paired runs"
+            counts = sorted({cell.runs for cell in cells if cell.runs})
+            runs = f"{' to '.join(map(str, counts[:: max(len(counts) - 1, 1)]))} paired runs" if counts else "paired runs"
             note = f"Ratios of {runs}: their median, which is not the ratio of the medians; whiskers: where it is, in 95 of 100 cases."
             plots.append(Plot(image=image, caption=f"{note} {_place(records[number])}"))
     return plots

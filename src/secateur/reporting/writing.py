@@ -1,6 +1,7 @@
 """The page's file. Imports no torch."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from secateur.errors import UserError
@@ -27,7 +28,8 @@ def write_report(page: str, out: Path, *, force: bool = False) -> int:
         part.write_bytes(body)
         os.replace(part, out)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise UserError(f"cannot write the report {str(out)!r}: {error.strerror or error}. Give another --out.") from error
     return len(body)
 

@@ -1,6 +1,7 @@
 """Every layer of the result, read back from disk, against the original with the dropped units masked and layers left out."""
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +22,11 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2e-2, tor
 class Verifier:
     """Carries a calibration batch through the masked original, one layer at a time."""
 
-    def __init__(self, rebuild: Rebuild, ids: Int[Tensor, "block token"]) -> None:
+    def __init__(self, rebuild: Rebuild, ids: Int[Tensor, "block token"], dtype: torch.dtype | None = None) -> None:
+        """`dtype`: to compute in, where it is not to be `dtype_of`."""
         self.rebuild = rebuild
         target, source = rebuild.target, rebuild.source
-        elements = sum(torch.Size(source.read(target.layer_name(0, n)).shape).numel() for n in source.binding.layer)
-        stored = source.dtype(target.layer_name(0, next(iter(source.binding.layer))))
-        wide = elements * 4 <= FULL_PRECISION_LAYER
-        self.dtype = torch.float32 if wide and stored != torch.float64 else stored
+        self.dtype = dtype or self.dtype_of(rebuild)
         self.device = torch.device("cpu")
         self.template = Template(target, self.device)
         rows, numbered = torch.unique(ids, return_inverse=True)
@@ -37,6 +36,15 @@ class Verifier:
         with torch.no_grad():
             self.hidden, self.calls = self.template.prologue(numbered, outer)
         self.errors: list[float] = []
+
+    @staticmethod
+    def dtype_of(rebuild: Rebuild) -> torch.dtype:
+        """Float32 (float64 where it is stored), unless a layer is too large for that."""
+        source = rebuild.source
+        names = [rebuild.target.layer_name(0, name) for name in source.binding.layer]
+        elements = sum(prod(axes.shape(spec, source.binding.sizes)) for spec in source.binding.layer.values())
+        stored = source.dtype(names[0])
+        return torch.float32 if elements * 4 <= FULL_PRECISION_LAYER and stored != torch.float64 else stored
 
     @torch.no_grad()
     def check(self, layer: int, new: Mapping[str, Tensor]) -> None:
