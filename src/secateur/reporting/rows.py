@@ -41,7 +41,8 @@ def value_plot(
         x = scale.at(tick)
         parts += [line(x, 4.0, x, bottom, "grid"), below(x, bottom + 14, tick_text(tick))]
     if reference is not None:
-        parts.append(line(scale.at(reference), 4, scale.at(reference), bottom, "reference"))
+        x = scale.at(reference)  # not through the labels
+        parts += [line(x, row * ROW + 19, x, (row + 1) * ROW + 4, "reference") for row in range(len(values))]
     for number, value in enumerate(values):
         parts += _row(value, scale, number * ROW + 16)
     foot = f"{unit}{', logarithmic' if log else ''}{f'; dashed: {named}' if named else ''}"
