@@ -26,6 +26,7 @@ from secateur.recipes.depth import check_options, layer_scope, leave_whole
 from secateur.recipes.differentiate import estimator_for
 from secateur.recipes.opening import check_length, open_device, open_model
 from secateur.recipes.presets import criterion_of, resolved
+from secateur.recipes.reload import NEW, PROMPT
 from secateur.recipes.scope import budget_of, leave_units, new_biases, scope_of
 from secateur.recipes.scoring import scoring_peak
 from secateur.recipes.texts import Texts, open_texts
@@ -38,6 +39,7 @@ from secateur.surgery.compensate import Compensation, LeastSquares
 from secateur.surgery.compensations import COMPENSATIONS
 from secateur.surgery.refit import working_bytes
 from secateur.surgery.sequential import Sequential
+from secateur.surgery.verify import FULL_PRECISION_LAYER
 
 EVALUATED = 512  # positions whose logits are in memory at once
 
@@ -152,15 +154,19 @@ class Job:
         """Bytes that the walks and the scoring will have in memory at most, as far as that can be told."""
         refit = self.fit_refit.peak if isinstance(self.compensation, Sequential) else 0
         back = self.fit_back.peak if self.estimator else 0
-        return max(self.fit.peak, self.fit_trials.peak, back, refit, self.scoring, self.evaluating)
+        return max(self.fit.peak, self.fit_trials.peak, back, refit, self.scoring, self.logits)
 
     @cached_property
-    def evaluating(self) -> int:
-        """Bytes in memory while logits are computed; 0 without evaluation."""
+    def logits(self) -> int:
+        """Bytes in memory while logits are computed: of the evaluation, or else of the last check, which keeps to a limit itself."""
         head = torch.Size(self.source.entry(self.binding.embedding).shape).numel()
-        stored, wide = self.source.dtype(self.binding.embedding).itemsize, self.dtype.itemsize
-        kept = head * (wide + (stored if stored != wide else 0)) + 2 * EVALUATED * self.binding.sizes["vocab"] * 4
-        return 0 if self.settings.evaluation == "none" else resident() + kept
+        stored, evaluated = self.source.dtype(self.binding.embedding).itemsize, self.settings.evaluation != "none"
+        if not evaluated and self.limit is not None:
+            return 0
+        wide = self.dtype.itemsize if evaluated else 4 if 4 * head <= FULL_PRECISION_LAYER else stored
+        copies = wide + (stored if stored != wide else 0)
+        numbers = 3 * EVALUATED if evaluated else 8 * (PROMPT + NEW)  # of each token, in float32 and some in float64
+        return resident() + head * copies + numbers * self.binding.sizes["vocab"] * 4
 
     @cached_property
     def scoring(self) -> int:

@@ -34,7 +34,7 @@ remains is a smaller, dense model{% if not r.stock %}, whose layers have sizes o
 
 {% if r.evaluation %}Perplexity: {{ r.evaluation }}.
 {%- if r.perplexity_stderr_before is not none %} After ±: its standard error, over windows.{% endif %}
-{%- if r.loss_rise_stderr is not none %} Window by window, the loss changes by {{ "%+.4f ± %.4f"|format(r.loss_rise, r.loss_rise_stderr) }}
+{%- if r.loss_rise_stderr is not none %} By window, the loss changes by {{ "%+.4f ± %.4f"|format(r.loss_rise, r.loss_rise_stderr) }}
 nats per token.{% endif %}
 {%- else %}Perplexity was not measured.{% endif %}
 
