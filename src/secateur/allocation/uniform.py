@@ -15,6 +15,8 @@ from typing import ClassVar
 from secateur.allocation.ladder import Ladder, check_budget
 
 Counts = dict[tuple[int, str], int]
+Removals = dict[float, int]
+"""Fraction kept -> parameters that leave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Uniform:
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
         check_budget(ladders, budget)
-        return settle(coarse_first(ladders), budget)
+        groups = coarse_first(ladders)
+        return settle(groups, [removals(group) for group in groups], budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ class UniformFloor:
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
         check_budget(ladders, budget)
-        return settle(coarse_first(ladders), budget, floor=True)
+        groups = coarse_first(ladders)
+        return settle(groups, [removals(group) for group in groups], budget, floor=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +67,22 @@ class UniformScored:
     def allocate(self, ladders: Sequence[Ladder], budget: int) -> Counts:
         """Misses the budget by at most half a step (1 or the rounding multiple) of the smallest units per layer."""
         check_budget(ladders, budget)
-        return _cheapest(coarse_first(ladders), budget)
+        groups = coarse_first(ladders)
+        return _cheapest(groups, [removals(group) for group in groups], budget)
 
 
-def _cheapest(groups: Sequence[Sequence[Ladder]], budget: int) -> Counts:
-    """Of prices that are equal the count nearest to the uniform fraction."""
+def _cheapest(groups: Sequence[Sequence[Ladder]], options: Sequence[Removals], budget: int) -> Counts:
+    """Of prices that are equal the count nearest to the uniform fraction. `options`: the `removals` of each group."""
     first, rest = groups[0], groups[1:]
     able = sum(ladder.removable for group in rest for ladder in group)
-    gone = {fraction: removed for fraction, removed in removals(first).items() if 0 <= budget - removed <= able}
+    gone = {fraction: removed for fraction, removed in options[0].items() if 0 <= budget - removed <= able}
     if not rest or not gone:
-        return settle(groups, budget)
+        return settle(groups, options, budget)
     total = sum(ladder.parameters for group in groups for ladder in group)
     share = budget * sum(ladder.parameters for ladder in first) / total
     tried = [
         {(ladder.layer, ladder.axis): ladder.nearest(fraction * ladder.size) for ladder in first}
-        | _cheapest(rest, budget - gone[fraction])
+        | _cheapest(rest, options[1:], budget - gone[fraction])
         for fraction in sorted(gone, key=lambda fraction: abs(gone[fraction] - share))
     ]
     return min(tried, key=lambda kept: sum(_price(ladder, kept) for group in groups for ladder in group))
@@ -95,31 +100,31 @@ def coarse_first(ladders: Sequence[Ladder]) -> list[list[Ladder]]:
     return sorted(by_axis.values(), key=lambda group: (-max(ladder.cost for ladder in group), group[0].axis))
 
 
-def settle(groups: Sequence[Sequence[Ladder]], budget: int, *, floor: bool = False) -> Counts:
+def settle(groups: Sequence[Sequence[Ladder]], options: Sequence[Removals], budget: int, *, floor: bool = False) -> Counts:
     """Counts for the first axis near the uniform fraction, the other axes by recursion; the last one meets what is left.
 
     A count is passed over while the other axes cannot make up for it: when the first axis is most of the layer and has few
     units, the nearest count may remove more than the whole budget. `floor`: so is one that removes more than the fraction of
-    an axis which is not the last.
+    an axis which is not the last. `options`: the `removals` of each group.
     """
     first, rest = groups[0], groups[1:]
     total = sum(ladder.parameters for group in groups for ladder in group)
     share = budget * sum(ladder.parameters for ladder in first) / total if rest else float(budget)
     able = sum(ladder.removable for group in rest for ladder in group)
-    options = removals(first)
+    gone = options[0]
 
     def order(fraction: float) -> tuple[float, bool, float, float]:
-        left = budget - options[fraction]
-        over = floor and bool(rest) and options[fraction] > share + 1  # a budget is rounded to whole parameters
-        return float(max(-left, left - able, 0)), over, abs(options[fraction] - share), -fraction
+        left = budget - gone[fraction]
+        over = floor and bool(rest) and gone[fraction] > share + 1  # a budget is rounded to whole parameters
+        return float(max(-left, left - able, 0)), over, abs(gone[fraction] - share), -fraction
 
-    best = min(options, key=order)
+    best = min(gone, key=order)
     kept = {(ladder.layer, ladder.axis): ladder.nearest(best * ladder.size) for ladder in first}
-    left = budget - options[best]
-    return {**kept, **(settle(rest, min(max(left, 0), able), floor=floor) if rest else {})}
+    left = budget - gone[best]
+    return {**kept, **(settle(rest, options[1:], min(max(left, 0), able), floor=floor) if rest else {})}
 
 
-def removals(ladders: Sequence[Ladder]) -> dict[float, int]:
+def removals(ladders: Sequence[Ladder]) -> Removals:
     """Fraction kept -> parameters that leave, for every fraction at which one of the ladders has an allowed count."""
     shapes = Counter((ladder.size, ladder.cost, ladder.allowed) for ladder in ladders)
     one_of_each = {(ladder.size, ladder.cost, ladder.allowed): ladder for ladder in ladders}
