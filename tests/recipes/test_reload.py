@@ -139,6 +139,14 @@ def test_the_modelling_file_that_others_run_is_run(checkpoint: Make, monkeypatch
     assert not (model.parent / "out").exists()
 
 
+def test_a_process_that_is_killed_says_nothing_of_the_result(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_room(monkeypatch, elsewhere=1 << 40)
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    really = reload_apart.subprocess.run
+    monkeypatch.setattr(reload_apart.subprocess, "run", lambda words, **more: really([words[0], "-c", killed], **more))
+    assert pruned(checkpoint("llama")).reloaded["how"] == STREAMED
+
+
 def test_a_limit_is_kept(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoint("llama")
     assert pruned(model, max_memory="8GiB").reloaded["how"] == HERE

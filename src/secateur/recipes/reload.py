@@ -4,7 +4,6 @@ The check of each layer, `surgery.verify`, knows the weights. This one also know
 weights, the index and the cache.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,18 +61,20 @@ def check_reloaded(
     if not shape.stock and shape.self_contained:
         _check_code(directory)
     room = (max(peak, resident() + SMALL) if limit is None else limit) - resident()
-    dtype, head = _dtype(rebuild, written, room), _head_bytes(written)
+    head = _head_bytes(written)
+    dtype = _dtype(rebuild, head, room)
     if limit is not None and 2 * head > room:
         return Reloaded(how=SKIPPED, tokens=0, error=0.0, greedy=0)
     most = min(_positions(written), PROMPT + NEW)
     prompt = ids[None, : max(1, min(PROMPT, most // 2))]
     new = most - prompt.shape[1]
     need = written.num_parameters * dtype.itemsize + written.num_bytes
+    how, found = STREAMED, None
     if need <= room:
         how, found = HERE, say(directory, prompt, new, dtype, own_code=not shape.self_contained)
     elif limit is None and need * 3 // 2 + PROGRAM <= free():
         how, found = APART, loaded_apart(directory, prompt, new, dtype, shape=shape)
-    else:
+    if found is None:
         how, found = STREAMED, Said(text=prompt, logits=_streamed(written, prompt, dtype))
     return _compared(how, found, _masked(rebuild, written, found.text, dtype), prompt.shape[1], dtype)
 
@@ -106,10 +107,9 @@ def _check_code(directory: Path) -> None:
         raise _refusal("read back", f"{ours.name} is not what was written")
 
 
-def _dtype(rebuild: Rebuild, written: Checkpoint, room: int) -> torch.dtype:
-    """Of the check of each layer, unless the head is too large for it."""
+def _dtype(rebuild: Rebuild, head: int, room: int) -> torch.dtype:
+    """Of the check of each layer, unless the head, of so many bytes, is too large for it."""
     wide = Verifier.dtype_of(rebuild)
-    head = _head_bytes(written)
     stored = rebuild.source.dtype(rebuild.source.binding.embedding)
     large = head // stored.itemsize * wide.itemsize > max(FULL_PRECISION_LAYER, room - head)
     return stored if large else wide
@@ -134,8 +134,7 @@ def _streamed(written: Checkpoint, ids: Int[Tensor, "1 token"], dtype: torch.dty
     walk.start(ids, hidden)
     for layer in walk.layers(hidden):
         hidden.forget(layer)
-    pieces: Sequence[Tensor] = [logits for _, _, logits in walk.logits(hidden)]
-    return torch.cat(list(pieces), 1)
+    return torch.cat([logits for _, _, logits in walk.logits(hidden)], 1)
 
 
 def _positions(written: Checkpoint) -> int:

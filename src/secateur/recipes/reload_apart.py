@@ -32,18 +32,24 @@ def say(directory: Path, prompt: Int[Tensor, "1 token"], new: int, dtype: torch.
     return _said(model, prompt, new)
 
 
-def loaded_apart(directory: Path, prompt: Int[Tensor, "1 token"], new: int, dtype: torch.dtype, *, shape: Shape) -> Said:
+def loaded_apart(directory: Path, prompt: Int[Tensor, "1 token"], new: int, dtype: torch.dtype, *, shape: Shape) -> Said | None:
     """Load in another process, whose memory is given back, and by transformers alone where that is what the result is for: with the
-    modelling file of the directory. Raises `UserError` where that fails."""
+    modelling file of the directory.
+
+    None where the process was killed, as by a system that is out of memory. Raises `UserError` where it failed."""
     with TemporaryDirectory(prefix="secateur-") as place:
         request = {
             "directory": str(directory), "prompt": prompt[0].tolist(), "new": new, "dtype": str(dtype).removeprefix("torch."),
             "secateur": shape.by_secateur, "trust_remote_code": shape.needs_code, "out": str(Path(place) / "said.safetensors"),
             "threads": torch.get_num_threads(),
         }  # fmt: skip
-        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(place) / "modules"), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(place) / "modules")}
+        if shape.self_contained:  # code that a model brings may lie on the hub
+            environment["HF_HUB_OFFLINE"] = "1"
         command = [sys.executable, "-m", "secateur.recipes.reload_apart"]
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
+        if done.returncode < 0:
+            return None
         if done.returncode or not Path(request["out"]).is_file():
             last = " ".join((done.stderr.strip().splitlines() or ["it said nothing"])[-1].split())[:500]
             line = shape.loading(directory.name)
