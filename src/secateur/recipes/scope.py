@@ -93,7 +93,9 @@ def _whatever_heads(
     ] or [shape]
     if len({one.stock for one in found}) > 1:
         why = next(one.reasons for one in found if not one.stock)
-        return replace(shape, stock=False, reasons=("that is known once it is known how many heads stay", *why), notes=())
+        return replace(
+            shape, stock=False, reasons=("perhaps, which is known once it is known how many heads stay", *why), notes=()
+        )
     return found[0] if len({one.notes for one in found}) == 1 else replace(shape, notes=())
 
 
